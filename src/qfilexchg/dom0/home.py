@@ -1,0 +1,120 @@
+"""Where everything of one installation lies: ``QFILEXCHG_HOME``, else the XDG folders.
+
+Two homes share nothing but the cache, whose entries are named by their content's recipe and never change once they are there.
+So two copies can run side by side, and a test is isolated by a home of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qfilexchg.errors import HostError
+from qfilexchg.protocol.names import DomainId, VmName
+
+SOCKET_PATH_MAX = 107
+"""Bytes that fit into sockaddr_un.sun_path beside its NUL (unix(7))."""
+_LONGEST_SOCKET = "domain/32751/run.0.socket"
+
+
+class HomeTooLong(HostError):
+    """The runtime folder's path leaves no room for a Unix socket's name."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        self.run = run
+
+    def __str__(self) -> str:
+        room = SOCKET_PATH_MAX - len(_LONGEST_SOCKET) - 1
+        return f"the path {self.run} is too long for Unix sockets: set QFILEXCHG_HOME to a folder with a path of at most {room - 4} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folders of one installation.
+
+    ``data`` survives a reboot, ``run`` need not, ``cache`` can be deleted at any time while nothing runs.
+    """
+
+    data: Path
+    run: Path
+    cache: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Home:
+        """The home that the environment names. Creates nothing. Raises :exc:`HomeTooLong`."""
+        env = os.environ if environment is None else environment
+        user = Path(env.get("HOME") or "/")
+        cache = Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "qfilexchg"
+        if own := env.get("QFILEXCHG_HOME"):
+            data = Path(own).absolute()
+            run = data / "run"
+        else:
+            data = Path(env.get("XDG_DATA_HOME") or user / ".local/share") / "qfilexchg"
+            run = Path(env["XDG_RUNTIME_DIR"]) / "qfilexchg" if env.get("XDG_RUNTIME_DIR") else data / "run"
+        if len(os.fsencode(run / _LONGEST_SOCKET)) > SOCKET_PATH_MAX:
+            raise HomeTooLong(run)
+        return cls(data, run, cache)
+
+    def make(self) -> None:
+        """Create the folders that are missing, closed to other users."""
+        for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.log, self.policy):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def store(self) -> Path:
+        """The run folder of qxenstored."""
+        return self.run / "store"
+
+    @property
+    def store_socket(self) -> Path:
+        return self.store / "socket"
+
+    def store_domain_socket(self, domain: DomainId) -> Path:
+        """Whoever connects here is ``domain`` to qxenstored."""
+        return self.store / "domain" / str(int(domain))
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where consent agents register with qfilexchgd."""
+        return self.run / "agent.socket"
+
+    def domain(self, domain: DomainId) -> Path:
+        """Sockets and the process id of a running QEMU VM."""
+        return self.run / "domain" / str(int(domain))
+
+    def vm(self, name: VmName) -> Path:
+        """What a VM keeps: its private disk and its logs."""
+        return self.data / "vms" / name
+
+    @property
+    def spool(self) -> Path:
+        """Pendrives."""
+        return self.data / "spool"
+
+    @property
+    def kept(self) -> Path:
+        """Pendrives that could be neither delivered nor given back; the person is told of each."""
+        return self.data / "kept"
+
+    @property
+    def journal(self) -> Path:
+        return self.data / "journal.sqlite"
+
+    @property
+    def collection(self) -> Path:
+        return self.data / "collection.sqlite"
+
+    @property
+    def policy(self) -> Path:
+        return self.data / "policy.d"
+
+    @property
+    def configuration(self) -> Path:
+        return self.data / "qfilexchg.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.data / "log"

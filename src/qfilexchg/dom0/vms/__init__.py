@@ -1,0 +1,1 @@
+"""The machines: what every platform can do, the platforms, the collection of VMs."""

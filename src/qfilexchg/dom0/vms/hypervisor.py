@@ -1,0 +1,90 @@
+"""The port to the hypervisor: what the exchange needs of every platform.
+
+Each platform is an adapter behind :class:`Hypervisor`; one conformance suite holds them all to what is promised here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from qfilexchg.errors import HostError
+from qfilexchg.protocol.names import DomainId, VmName
+
+
+class Slot(enum.Enum):
+    """The two places of a VM where a pendrive can be; the value is the disk's name in the VM."""
+
+    OUTGOING = "xvdg"
+    INCOMING = "xvdh"
+
+
+@dataclass(frozen=True, slots=True)
+class VmId:
+    """One run of one VM. Domain ids are reused and a VM restarts under a new one: only the pair means the same for ever."""
+
+    domain: DomainId
+    uuid: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class RunningVm:
+    """A VM that runs now."""
+
+    id: VmId
+    name: VmName
+
+
+class HypervisorError(HostError):
+    """The hypervisor did not do what it was asked. ``what`` is our sentence; ``detail`` the hypervisor's, escaped when shown."""
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(what, detail)
+        self.what = what
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.detail[:400]!a}" if self.detail else self.what
+
+
+class VmGone(HypervisorError):
+    """The VM that was meant does not run any more."""
+
+
+class Hypervisor(Protocol):
+    """What qfilexchgd asks of a platform. Every call has a deadline of its own and raises :exc:`HypervisorError` past it."""
+
+    async def running(self) -> Mapping[DomainId, RunningVm]:
+        """Every VM that runs now, dom0 excepted."""
+        ...
+
+    async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
+        """Give ``vm`` the raw disk ``image``, read and write, as the slot's disk.
+
+        Returns when the VM has the device. If it raises, the image is attached nowhere. Attaching the image that the slot
+        already holds is a success; another image there is an error. The image's content is never looked at.
+        """
+        ...
+
+    async def detach(self, vm: VmId, slot: Slot) -> None:
+        """Take the slot's disk away; returns when no process of the VM's has the image open any more.
+
+        A slot that is empty, or a VM that does not run, is a success. If it raises, the VM may still have the disk.
+        """
+        ...
+
+    async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
+        """The images in the VM's slots, by what the hypervisor says now."""
+        ...
+
+    async def kill(self, vm: VmId) -> None:
+        """End the VM at once; returns when it is gone. A VM that does not run is a success."""
+        ...
+
+    async def release(self, domain: DomainId) -> None:
+        """Clean up what is left of a domain that has ended (its keys in the store, its sockets)."""
+        ...
