@@ -24,7 +24,7 @@ def python(source: str, *arguments: str, deadline_s: float = 20, input: bytes | 
 
 def wait_until_gone(process: int) -> None:
     """Return when no process has this id, or fail."""
-    with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(process)) as pidfd:
+    with contextlib.suppress(ProcessLookupError), os.fdopen(os.pidfd_open(process)) as pidfd:
         assert select.select([pidfd], [], [], 10)[0], f"process {process} still runs"
 
 
