@@ -62,7 +62,7 @@ def load(files: Iterable[Path]) -> Configuration:
         configuration = replace(configuration, **settings)
         size_bytes, max_bytes = configuration.pendrive_size_bytes, configuration.pendrive_max_bytes
         if size_bytes > max_bytes:
-            raise BadConfiguration(file, "pendrive_size_bytes", f"{size_bytes} is above pendrive_max_bytes, {max_bytes}: change one of them")
+            raise BadConfiguration(file, "pendrive_size_bytes", f"{size_bytes} is above pendrive_max_bytes, {max_bytes}: change either")
     return configuration
 
 
