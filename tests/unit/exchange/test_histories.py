@@ -1,0 +1,140 @@
+"""Random histories of the exchange: VMs that come and go, requests, answers, failures, restarts of the daemon."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from qfilexchg.dom0.exchange import messages as m
+from qfilexchg.dom0.vms.hypervisor import RunningVm
+from qfilexchg.protocol.names import VmName
+from qfilexchg.protocol.qpen import FINAL_STATES, Request
+from tests.unit.exchange.world import World
+
+NAMES = ("work", "personal", "vault")
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.unheard: list[RunningVm] = []
+        self.ids = 0
+
+    def vm(self, data: st.DataObject) -> RunningVm:
+        return data.draw(st.sampled_from(sorted(self.world.running.values(), key=lambda vm: vm.id.domain)))
+
+    def ask(self, data: st.DataObject, verb: str, target: str | None = None, seq: int = 0) -> None:
+        self.ids += 1
+        vm = self.vm(data)
+        name = VmName.parse(target) if target else None
+        self.world.ask(vm, Request(verb, target=name, seq=seq, request_id=f"r{self.ids}"))  # type: ignore[arg-type]
+        assert self.world.replies[vm.id], "every request is answered at once, if only with the state it is in"
+
+    @initialize()
+    def all_vms_start(self) -> None:
+        for name in NAMES:
+            self.world.start(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def a_vm_starts(self, name: str) -> None:
+        if name not in {vm.name for vm in self.world.running.values()}:
+            self.world.start(name)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data())
+    def a_vm_ends(self, data: st.DataObject) -> None:
+        self.world.stop(self.vm(data))
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data())
+    def a_vm_ends_unheard(self, data: st.DataObject) -> None:
+        vm = self.vm(data)
+        self.world.die(vm)
+        self.unheard.append(vm)
+
+    @precondition(lambda self: self.unheard)
+    @rule()
+    def its_end_is_heard(self) -> None:
+        self.world.handle(m.VmStopped(self.unheard.pop(0).id))
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), verb=st.sampled_from(("new", "new", "cancel", "umount", "umount", "status", "killme")))
+    def a_vm_asks(self, data: st.DataObject, verb: str) -> None:
+        self.ask(data, verb)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), to=st.sampled_from((*NAMES, "nobody", "dom0")), seq=st.sampled_from((0, 0, 0, 7)))
+    def a_vm_sends(self, data: st.DataObject, to: str, seq: int) -> None:
+        self.ask(data, "send", to, seq)
+
+    @precondition(lambda self: len(self.world.running) > 1)
+    @rule(data=st.data(), answer=st.sampled_from((True, True, False, None)))
+    def a_vm_gets_fills_and_sends_a_pendrive(self, data: st.DataObject, answer: bool | None) -> None:
+        """The usual way, in one step, so that histories get far enough to have something to disturb."""
+        source = self.vm(data)
+        others = sorted({vm.name for vm in self.world.running.values()} - {source.name})
+        if not others:
+            return
+        self.world.settle()
+        self.ids += 1
+        self.world.ask(source, Request("new", request_id=f"r{self.ids}n"))
+        self.world.settle()
+        target = VmName.parse(data.draw(st.sampled_from(others)))
+        self.world.ask(source, Request("send", target=target, request_id=f"r{self.ids}s"))
+        if answer is not None and self.world.questions:
+            self.world.answer(answer, max(self.world.questions))
+
+    @rule()
+    def all_settles(self) -> None:
+        self.world.settle()
+
+    @precondition(lambda self: self.world.questions)
+    @rule(allow=st.booleans() | st.just(True))
+    def the_person_answers(self, allow: bool) -> None:
+        self.world.answer(allow)
+
+    @precondition(lambda self: self.world.pending)
+    @rule(data=st.data(), fail=st.booleans())
+    def an_effect_ends(self, data: st.DataObject, fail: bool) -> None:
+        self.world.finish(data.draw(st.sampled_from(self.world.pending)), fail=fail)
+
+    @precondition(lambda self: self.world.reminders)
+    @rule()
+    def a_wait_is_over(self) -> None:
+        reminder = self.world.reminders.pop(0)
+        self.world.handle(m.QueueExpired(reminder.pendrive, reminder.question))
+
+    @precondition(lambda self: not self.unheard)
+    @rule(data=st.data(), unheard=st.booleans())
+    def the_daemon_restarts(self, data: st.DataObject, unheard: bool) -> None:
+        if unheard and self.world.pending:
+            self.world.carry_out(data.draw(st.sampled_from(self.world.pending)))
+        self.world.restart()
+
+    @invariant()
+    def a_finished_request_is_not_answered_otherwise_later(self) -> None:
+        for replies in self.world.replies.values():
+            final: dict[str, str] = {}
+            for reply in replies:
+                if reply.request_id in final:
+                    assert reply.state == final[reply.request_id]
+                if reply.state in FINAL_STATES:
+                    final[reply.request_id] = reply.state
+
+    def teardown(self) -> None:
+        """Whatever happened: when every VM is gone and all is settled, no image is left that was not put aside."""
+        for vm in list(self.world.running.values()):
+            self.world.stop(vm)
+        while self.unheard:
+            self.its_end_is_heard()
+        self.world.settle()
+        assert not list(self.world.machine.entries)
+        assert not self.world.images
+        assert not self.world.attached
+        assert sorted(self.world.ended) == sorted(self.world.made)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
