@@ -61,7 +61,7 @@ class Again(StoreError):
 
 class TooBig(StoreError):
     errno_name = "E2BIG"
-    meaning = "the answer is too long for one message, or the domain has too many watches"
+    meaning = "it is too long for one message, or the domain has too many watches"
 
 
 class NoSpace(StoreError):

@@ -127,8 +127,12 @@ class Parser:
 
 
 def join(strings: Iterable[str]) -> bytes:
-    """``strings`` as a payload."""
-    return b"".join(string.encode("utf-8", "surrogateescape") + b"\0" for string in strings)
+    """``strings`` as a payload; raises :exc:`Invalid` where one holds a NUL."""
+    strings = list(strings)
+    payload = "".join([f"{string}\0" for string in strings]).encode("utf-8", "surrogateescape")
+    if payload.count(b"\0") != len(strings):
+        raise Invalid("a string with a NUL in it")
+    return payload
 
 
 def split(payload: bytes) -> list[str]:
