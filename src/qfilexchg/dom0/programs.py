@@ -27,6 +27,7 @@ _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 _PACKAGES = {
     "mkfs.fat": "dosfstools",
+    "fakeroot": "fakeroot",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -66,16 +67,25 @@ class ProgramFailed(HostError):
         return f"{' '.join(word if word.isprintable() else ascii(word) for word in self.argv)} {self.how}{said}"
 
 
+def find_program(name: str) -> str:
+    """The path of a program of the host's. Raises :exc:`ProgramMissing`."""
+    program = shutil.which(name, path=_search_path())
+    if program is None:
+        raise ProgramMissing(name)
+    return program
+
+
+def _search_path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
+
+
 async def run(*argv: str, deadline_s: float, input: bytes | None = None) -> bytes:
     """Run ``argv`` to its end and return its standard output.
 
     ``input`` is fed to its standard input, which is empty otherwise. Raises :exc:`ProgramMissing`, or :exc:`ProgramFailed` when
     the exit status is not 0, the deadline passes, or the output is longer than :data:`OUTPUT_MAX`.
     """
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
-    program = shutil.which(argv[0], path=path)
-    if program is None:
-        raise ProgramMissing(argv[0])
+    program = find_program(argv[0])
     try:
         transport, conversation = await asyncio.get_running_loop().subprocess_exec(
             _Conversation,
@@ -83,7 +93,7 @@ async def run(*argv: str, deadline_s: float, input: bytes | None = None) -> byte
             *argv[1:],
             stdin=asyncio.subprocess.PIPE if input else asyncio.subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8"},
         )
     except OSError as error:
         raise ProgramFailed(argv, f"could not be started ({error.strerror})") from error
