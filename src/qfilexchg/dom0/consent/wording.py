@@ -1,0 +1,73 @@
+"""The words in which a person is asked: one text for every kind of agent, the VMs first."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from qfilexchg.dom0.consent.protocol import Kind, Question
+from qfilexchg.protocol.names import VmName
+
+NEW_DISPOSABLE = "a new DisposableVM"
+
+
+def headline(question: Question) -> str:
+    """What happens if the answer is yes, in one line: *work → personal: hand over 64.2 MiB?*"""
+    size = human_size(question.size_bytes)
+    match question.kind:
+        case Kind.COPY:
+            what = f"hand over {size}?"
+        case Kind.WAIT:
+            what = f"wait to hand over {size}?"
+        case _:
+            assert_never(question.kind)
+    return f"{question.source} → {target_name(question)}: {what}"
+
+
+def explanation(question: Question) -> list[str]:
+    """Who asks for what, and what else matters, in sentences."""
+    source = party(question.source, question.source_label)
+    target = target_name(question) if question.target is None else party(question.target, question.target_label)
+    size = human_size(question.size_bytes)
+    sentences = []
+    match question.kind:
+        case Kind.COPY:
+            sentences.append(f"{source} asks to give {target} its pendrive with {size} of files.")
+            if question.busy:
+                sentences.append(f"{target_name(question)} still has another pendrive: after a yes this one waits for it to be ejected.")
+        case Kind.WAIT:
+            sentences.append(f"{source} may give {target} its pendrive with {size} of files, by your rules.")
+            sentences.append(f"{target_name(question)} still has another pendrive: shall this one wait for it to be ejected?")
+        case _:
+            assert_never(question.kind)
+    if question.doubt:
+        sentences.append(f"It will be refused whatever you say: {printable(question.doubt)}.")
+    return sentences
+
+
+def target_name(question: Question) -> str:
+    return NEW_DISPOSABLE if question.target is None else question.target
+
+
+def party(name: VmName, label: str | None) -> str:
+    """A VM with its colour, where it has one."""
+    return f"{name} ({label})" if label else name
+
+
+def human_size(size_bytes: int) -> str:
+    """A size with three digits that matter: 0 bytes, 999 bytes, 1.50 KiB, 64.2 MiB, 1.00 GiB."""
+    if size_bytes == 1:
+        return "1 byte"
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        size /= 1024
+        for decimals, limit in ((2, 9.995), (1, 99.95), (0, 999.5)):
+            if size < limit:
+                return f"{size:.{decimals}f} {unit}"
+    raise AssertionError(size_bytes)
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that could move a cursor, hide or turn round what is shown."""
+    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii") for character in text)
