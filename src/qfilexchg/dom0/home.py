@@ -81,6 +81,11 @@ class Home:
         """Where consent agents register with qfilexchgd."""
         return self.run / "agent.socket"
 
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the qfilexchgd that serves this home; holds its process id."""
+        return self.run / "qfilexchgd.lock"
+
     def domain(self, domain: DomainId) -> Path:
         """Sockets and the process id of a running QEMU VM."""
         return self.run / "domain" / str(int(domain))
