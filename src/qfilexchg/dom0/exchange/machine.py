@@ -303,6 +303,10 @@ class Exchange:
                 self._answer(pendrive, "attached")
             case (Phase.ARRIVING, Phase.LOADED):
                 self._answer(pendrive, "delivered")
+            case (Phase.ASKING, Phase.ASKING):
+                self._answer(pendrive, "asking")
+            case (Phase.QUEUED, Phase.QUEUED):
+                self._answer(pendrive, "queued")
             case (Phase.ASKING, Phase.CLEAN):
                 self._answer(pendrive, "denied")
             case (Phase.CREATING | Phase.GIVING | Phase.ABANDONING), _:

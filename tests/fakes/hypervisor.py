@@ -1,0 +1,98 @@
+"""A hypervisor without machines: its VMs are domains of a real store, and a disk is a path that is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import DomainId, VmName
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.errors import NoEntry
+
+
+class Hold:
+    """A call that is stopped on its way: ``reached`` once it is made, and on its way again after ``released``."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.released = asyncio.Event()
+
+
+class FakeHypervisor:
+    """``refused`` names what fails, ``held`` what waits."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ids = itertools.count(1)
+        self.vms: dict[VmId, RunningVm] = {}
+        self.disks: dict[tuple[VmId, Slot], Path] = {}
+        self.refused: set[tuple[str, VmName]] = set()
+        self.held: dict[tuple[str, VmName], Hold] = {}
+
+    async def start(self, name: str, uuid: UUID | None = None) -> RunningVm:
+        domain = DomainId(next(self._ids))
+        vm = RunningVm(VmId(domain, uuid or uuid4()), VmName.parse(name))
+        await self._store.write(keys.absolute(domain, keys.NAME), name.encode())
+        await self._store.set_perms(keys.home(domain), keys.readable_by(domain))
+        self.vms[vm.id] = vm
+        await self._store.introduce(domain)
+        return vm
+
+    async def end(self, vm: RunningVm) -> None:
+        """The VM is gone, as when its process is killed."""
+        del self.vms[vm.id]
+        self.disks = {key: path for key, path in self.disks.items() if key[0] != vm.id}
+        await self._store.release(vm.id.domain)
+
+    def hold(self, call: str, name: str) -> Hold:
+        """Let every ``call`` for that VM wait."""
+        self.held[call, VmName.parse(name)] = hold = Hold()
+        return hold
+
+    async def _begin(self, call: str, vm: VmId) -> None:
+        if vm not in self.vms:
+            return
+        name = self.vms[vm].name
+        if hold := self.held.get((call, name)):
+            hold.reached.set()
+            await hold.released.wait()
+        if (call, name) in self.refused:
+            raise HypervisorError(f"{name} does not {call}", "refused by the test")
+
+    # The port
+
+    async def running(self) -> Mapping[DomainId, RunningVm]:
+        return {vm.id.domain: vm for vm in self.vms.values()}
+
+    async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
+        await self._begin("attach", vm)
+        if vm not in self.vms:
+            raise VmGone("the VM does not run any more")
+        if self.disks.get((vm, slot), image) != image:
+            raise HypervisorError("the slot holds another image")
+        if any(path == image for key, path in self.disks.items() if key != (vm, slot)):
+            raise HypervisorError("the image is attached elsewhere")
+        await asyncio.to_thread(image.stat)
+        self.disks[vm, slot] = image
+
+    async def detach(self, vm: VmId, slot: Slot) -> None:
+        await self._begin("detach", vm)
+        self.disks.pop((vm, slot), None)
+
+    async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
+        return {slot: path for (holder, slot), path in self.disks.items() if holder == vm}
+
+    async def kill(self, vm: VmId) -> None:
+        if vm in self.vms:
+            await self.end(self.vms[vm])
+
+    async def release(self, domain: DomainId) -> None:
+        try:
+            await self._store.rm(keys.home(domain))
+        except NoEntry:
+            return
