@@ -1,0 +1,242 @@
+"""The daemon: turns what happens into events for the exchange machine, and its effects into deeds.
+
+One task owns the machine: it takes events from the inbox, one at a time, and carries out their effects in order. What takes long
+(the hypervisor, the disk, the person) runs beside it and comes back as an event. This is the one place that knows all others; it
+decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, assert_never
+
+from qfilexchg.dom0.configuration import Configuration
+from qfilexchg.dom0.consent import protocol as consent
+from qfilexchg.dom0.consent.agents import Agents
+from qfilexchg.dom0.exchange import messages as m
+from qfilexchg.dom0.exchange import pendrives, policy
+from qfilexchg.dom0.exchange.domains import Domains
+from qfilexchg.dom0.exchange.journal import Journal
+from qfilexchg.dom0.exchange.machine import Exchange, Limits
+from qfilexchg.dom0.exchange.phases import Place
+from qfilexchg.dom0.exchange.policy import Action
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.hypervisor import Hypervisor, RunningVm, Slot
+from qfilexchg.errors import HostError, QfilexchgError
+from qfilexchg.protocol.names import VmName
+from qfilexchg.xenstore.client import Store
+
+DETACH_AGAIN_S: Final = 5.0
+DOUBT_S: Final = (2.0, 6.0)
+"""How long a destination that cannot be is 'asked about'. A VM that got this no at once would learn which VMs exist."""
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """The exchange of one home, between its store, its hypervisor and its person."""
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Configuration,
+        store: Store,
+        hypervisor: Hypervisor,
+        agents: Agents,
+        journal: Journal,
+        labels: Callable[[VmName], str | None],
+    ) -> None:
+        self._home = home
+        self._settings = settings
+        self._hypervisor = hypervisor
+        self._agents = agents
+        self._journal = journal
+        self._labels = labels
+        self._inbox: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._domains = Domains(store, hypervisor, self._inbox.put_nowait)
+        self._machine = Exchange(Limits(settings.pendrive_size_bytes, settings.pendrive_max_bytes))
+        self._questions: dict[m.QuestionId, asyncio.Task[None]] = {}
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until cancelled. ``ready`` is called once everything that was in flight is taken up again.
+
+        Raises :exc:`~qfilexchg.xenstore.errors.StoreLost` when the store ends. Pendrives stay where they are: the next daemon
+        goes on from the journal.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                await self._domains.start()
+                while not self._inbox.empty():  # the VMs that run
+                    await self._handle(self._inbox.get_nowait())
+                await self._handle(await self._recover())
+                tasks.create_task(self._domains.serve())
+                ready()
+                while True:
+                    await self._handle(await self._inbox.get())
+        except ExceptionGroup as group:
+            if group.split(HostError)[1] is None:  # the store, the hypervisor or the journal; anything else is a defect of ours
+                raise next(_leaves(group)) from group
+            raise
+
+    async def _handle(self, event: m.Event) -> None:
+        for effect in self._machine.handle(event):
+            await self._carry_out(effect)
+
+    # What was in flight when the last daemon ended
+
+    async def _recover(self) -> m.Recovered:
+        entries = self._journal.entries()
+        running = (await self._hypervisor.running()).values()
+        attached = {vm.id: await self._hypervisor.attached(vm.id) for vm in running}
+
+        def place(entry: m.Entry) -> Place:
+            image = self._image(entry.pendrive)
+            if attached.get(entry.sender.id, {}).get(Slot.OUTGOING) == image:
+                return Place.AT_SENDER
+            if entry.receiver and attached.get(entry.receiver.id, {}).get(Slot.INCOMING) == image:
+                return Place.AT_RECEIVER
+            return Place.NOWHERE
+
+        known = {self._image(entry.pendrive) for entry in entries}
+        for image in sorted(set(self._home.spool.glob("*.img")) - known):
+            await self._put_aside(image, [(vm, slot) for vm in running for slot, path in attached[vm.id].items() if path == image])
+        found = tuple((entry, place(entry)) for entry in entries)
+        for entry, where in found:
+            log.info("%s was left %s, and is %s", entry.pendrive, entry.phase.value, where.value)
+        return m.Recovered(found)
+
+    async def _put_aside(self, image: Path, holders: list[tuple[RunningVm, Slot]]) -> None:
+        """An image of which the journal knows nothing: it was lost, say. No VM may keep it, and what it holds may be wanted."""
+        try:
+            for vm, slot in holders:
+                await self._hypervisor.detach(vm.id, slot)
+            kept = await pendrives.keep(image, self._home.kept)
+        except HostError as error:
+            log.error("an unknown pendrive stays where it is: %s", error)
+        else:
+            log.warning("a pendrive that the journal does not know is kept as %s", kept)
+
+    # Effects
+
+    async def _carry_out(self, effect: m.Effect) -> None:
+        match effect:
+            case m.Moved(entry, was):
+                route = f"{entry.sender.name} → {entry.receiver.name if entry.receiver else '·'}"
+                log.info("%s %s: %s → %s", entry.pendrive, route, was.value, entry.phase.value)
+            case m.Record(entry):
+                self._journal.put(entry)
+            case m.Forget(pendrive):
+                self._journal.forget(pendrive)
+            case m.Tell(vm, reply):
+                await self._domains.tell(vm, reply)
+            case m.Announce(receiver, source, seq):
+                await self._domains.announce(receiver, source, seq)
+            case m.Notify(pendrive, text):
+                log.info("notice: %s", text)
+                self._agents.notify(text, pendrive)
+            case m.Create() | m.Attach() | m.Detach() | m.Delete() | m.Keep():
+                self._tasks.create_task(self._do(effect))
+            case m.Ask(question, pendrive):
+                self._questions[question.id] = self._tasks.create_task(self._ask(question, pendrive))
+            case m.Withdraw(question_id):
+                if asking := self._questions.get(question_id):  # else its answer is in the inbox, and will be passed over
+                    asking.cancel()
+            case m.Remind(pendrive, question_id):
+                expired = m.QueueExpired(pendrive, question_id)
+                asyncio.get_running_loop().call_later(self._settings.queue_timeout_s, self._inbox.put_nowait, expired)
+            case _:
+                assert_never(effect)
+
+    async def _do(self, effect: m.Create | m.Attach | m.Detach | m.Delete | m.Keep) -> None:
+        try:
+            event = await self._done(effect)
+        except QfilexchgError as error:
+            log.error("%s: %s", effect.pendrive, error)
+            event = m.Failed(effect.pendrive, str(error))
+        self._inbox.put_nowait(event)
+
+    async def _done(self, effect: m.Create | m.Attach | m.Detach | m.Delete | m.Keep) -> m.Event:
+        image = self._image(effect.pendrive)
+        match effect:
+            case m.Create(pendrive, size_bytes, label):
+                await pendrives.create(self._home.spool, pendrive, size_bytes, label)
+                return m.Created(pendrive, pendrives.allocated_bytes(image))
+            case m.Attach(pendrive, vm, slot):
+                await self._hypervisor.attach(vm.id, slot, image)
+                return m.Attached(pendrive)
+            case m.Detach(pendrive, vm, slot, again):
+                if again:
+                    await asyncio.sleep(DETACH_AGAIN_S)
+                await self._hypervisor.detach(vm.id, slot)
+                return m.Detached(pendrive)
+            case m.Delete(pendrive):
+                try:
+                    await pendrives.delete(image)
+                except HostError as error:  # attached nowhere, and never used again: the person can do the rest
+                    self._agents.notify(f"a pendrive is left behind: {error}")
+                    log.error("%s", error)
+                return m.Deleted(pendrive)
+            case m.Keep(pendrive):
+                try:
+                    return m.Kept(pendrive, str(await pendrives.keep(image, self._home.kept)))
+                except HostError as error:
+                    log.error("%s", error)
+                    return m.Kept(pendrive, str(image))
+
+    def _image(self, pendrive: m.PendriveId) -> Path:
+        return pendrives.image_path(self._home.spool, pendrive)
+
+    # Consent
+
+    async def _ask(self, question: m.Question, pendrive: m.PendriveId) -> None:
+        try:
+            allow, why = await self._decide(question, pendrive)
+        finally:
+            del self._questions[question.id]
+        log.info("%s → %s: %s, %s", question.source.name, question.target_name, "allowed" if allow else "denied", why)
+        self._inbox.put_nowait(m.Answered(question.id, allow, why))
+
+    async def _decide(self, question: m.Question, pendrive: m.PendriveId) -> tuple[bool, str]:
+        """Ask the rules, then the person if the rules say so or the receiver is busy. Whatever goes wrong is a no."""
+        rules = await asyncio.to_thread(policy.load, (policy.SYSTEM_FOLDER, self._home.policy))
+        verdict = rules.decide(question.source.name, question.target_name)
+        if verdict.action is Action.DENY:
+            return False, verdict.reason
+        if question.doubt:
+            await asyncio.sleep(random.uniform(*DOUBT_S))  # noqa: S311  no secret: it only blurs a delay
+            return False, question.doubt
+        if verdict.action is Action.ALLOW and not question.busy:
+            return True, verdict.reason
+        allowed = verdict.action is Action.ALLOW or question.kind is m.QuestionKind.WAIT
+        entry = next(entry for entry in self._machine.entries if entry.pendrive == pendrive)
+        try:
+            size_bytes = pendrives.used_bytes(self._image(pendrive), entry.baseline_bytes)
+        except HostError as error:
+            return False, str(error)
+        answer = await self._agents.ask(
+            consent.Question(
+                id=question.id,
+                kind=consent.Kind.WAIT if allowed else consent.Kind.COPY,
+                source=question.source.name,
+                source_label=self._labels(question.source.name),
+                target=question.target_name,
+                target_label=self._labels(question.target_name),
+                size_bytes=size_bytes,
+                busy=question.busy,
+                deadline_s=self._settings.question_timeout_s,
+            )
+        )
+        return bool(answer), answer.value
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

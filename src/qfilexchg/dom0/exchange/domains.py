@@ -1,0 +1,186 @@
+"""The VMs as the store shows them: which run, what they ask for, what they are told.
+
+A watch event says only that something may have happened, so everything is read again. A request is taken, that is read and
+emptied in one transaction: it is served once, and never again by a daemon that was restarted. One task for each VM takes its
+requests, one after another and not faster than :data:`PAUSE_S` allows, so a VM that writes without end delays only itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from qfilexchg.dom0.exchange.messages import PendriveId, Requested, VmStarted, VmStopped
+from qfilexchg.dom0.exchange.pendrives import new_id
+from qfilexchg.dom0.vms.hypervisor import Hypervisor, HypervisorError, RunningVm, VmId
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import BadDomainId, DomainId, VmName
+from qfilexchg.protocol.qpen import NO_ID, BadReply, BadRequest, Reply, parse_reply, parse_request
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
+
+PAUSE_S: Final = 0.05
+"""Between two requests of one VM. Stops a VM from filling dom0's time, log and journal; attach and detach take longer anyway."""
+RETRY_S: Final = 1.0
+"""After the hypervisor could not say what runs."""
+
+_DOMAINS: Final = "domains"
+_REQUESTS: Final = "requests"
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[VmStarted | VmStopped | Requested], None]
+
+
+class _Line:
+    """The request line of one running VM."""
+
+    def __init__(self, vm: RunningVm) -> None:
+        self.vm = vm
+        self.written = asyncio.Event()
+        self.server: asyncio.Task[None] | None = None
+
+
+class Domains:
+    """The store's side of the daemon. Events go to ``deliver``, in the order in which they happened."""
+
+    def __init__(self, store: Store, hypervisor: Hypervisor, deliver: Deliver) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self._deliver = deliver
+        self._lines: dict[VmId, _Line] = {}
+
+    async def start(self) -> None:
+        """Set the watches and deliver every VM that runs. Raises when the hypervisor cannot say."""
+        await self._store.watch(keys.INTRODUCE_DOMAIN, _DOMAINS)
+        await self._store.watch(keys.RELEASE_DOMAIN, _DOMAINS)
+        await self._synchronise()
+
+    async def serve(self) -> None:
+        """Deliver what happens, until the store is lost: raises :exc:`StoreLost` then."""
+        async with asyncio.TaskGroup() as tasks:
+            for line in self._lines.values():
+                line.server = tasks.create_task(self._serve(line))
+            while (event := await self._store.events.get()) is not None:
+                if event.token == _REQUESTS:
+                    self._wake(event.path)
+                    continue
+                try:
+                    await self._synchronise()
+                except HypervisorError as error:
+                    log.error("the list of VMs is not to be had, trying again: %s", error)
+                    asyncio.get_running_loop().call_later(RETRY_S, self._store.events.put_nowait, event)
+                for line in self._lines.values():
+                    line.server = line.server or tasks.create_task(self._serve(line))
+            raise StoreLost("it ended while qfilexchgd was connected")
+
+    async def tell(self, vm: VmId, reply: Reply) -> None:
+        """Write a VM's reply key. A VM that has ended is passed over."""
+        await self._write(vm, {keys.REPLY: reply.encode()})
+
+    async def announce(self, receiver: VmId, source: VmName, seq: int) -> None:
+        """Tell the receiver of the pendrive that comes next: who sent it, and its sequence number."""
+        await self._write(receiver, {keys.BLOCK_SOURCE: source.encode("ascii"), keys.TRANSACTION_SEQ: str(seq).encode("ascii")})
+
+    async def _write(self, vm: VmId, values: dict[str, bytes]) -> None:
+        async def body(tx: int) -> None:
+            await self._store.read(keys.absolute(vm.domain, keys.NAME), tx)  # else a domain that ended would get its home again
+            for key, value in values.items():
+                path = keys.absolute(vm.domain, key)
+                await self._store.write(path, value, tx)
+                await self._store.set_perms(path, keys.readable_by(vm.domain), tx)
+
+        if vm in self._lines:
+            try:
+                await self._store.transaction(body)
+            except NoEntry:
+                log.info("domain %d has ended and is not told", vm.domain)
+
+    async def _synchronise(self) -> None:
+        running = {vm.id: vm for vm in (await self._hypervisor.running()).values()}
+        for vm_id in self._lines.keys() - running.keys():
+            line = self._lines.pop(vm_id)
+            if line.server:
+                line.server.cancel()
+            try:
+                await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), _REQUESTS)
+            except NoEntry:
+                log.debug("the watch of domain %d is gone already", vm_id.domain)
+            log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
+            self._deliver(VmStopped(vm_id))
+            await self._hypervisor.release(vm_id.domain)
+        for vm_id in sorted(running.keys() - self._lines.keys(), key=lambda vm_id: vm_id.domain):
+            await self._welcome(running[vm_id])
+
+    async def _welcome(self, vm: RunningVm) -> None:
+        """Make the keys by which a VM can ask, as the toolstack leaves ``device`` read-only to it."""
+        domain = vm.id.domain
+
+        async def body(tx: int) -> bytes:
+            await self._store.read(keys.absolute(domain, keys.NAME), tx)
+            for key, perms in ((keys.REQUEST, keys.writable_by(domain)), (keys.REPLY, keys.readable_by(domain))):
+                path = keys.absolute(domain, key)
+                if not await self._store.exists(path, tx):
+                    await self._store.write(path, b"", tx)
+                await self._store.set_perms(path, perms, tx)
+            return await self._store.read(keys.absolute(domain, keys.REPLY), tx)
+
+        try:
+            last = await self._store.transaction(body)
+        except NoEntry:
+            return  # it ended meanwhile; an event will say so
+        self._lines[vm.id] = _Line(vm)
+        log.info("%s runs as domain %d", vm.name, domain)
+        self._deliver(VmStarted(vm, _reply(last)))
+        await self._store.watch(keys.absolute(domain, keys.REQUEST), _REQUESTS)
+
+    def _wake(self, path: str) -> None:
+        try:
+            domain = DomainId.parse(path.removeprefix(f"{keys.DOMAINS}/").partition("/")[0])
+        except BadDomainId:
+            return
+        for line in self._lines.values():
+            if line.vm.id.domain == domain:
+                line.written.set()
+
+    async def _serve(self, line: _Line) -> None:
+        while True:
+            await line.written.wait()
+            line.written.clear()
+            request = await self._take(line.vm.id.domain)
+            if request:
+                await self._hear(line.vm, request)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _take(self, domain: DomainId) -> bytes:
+        path = keys.absolute(domain, keys.REQUEST)
+
+        async def body(tx: int) -> bytes:
+            request = await self._store.read(path, tx)
+            if request:
+                await self._store.write(path, b"", tx)
+            return request
+
+        try:
+            return await self._store.transaction(body)
+        except (NoEntry, Again):
+            return b""  # the VM ended, or it writes all the time: its next write wakes us again
+
+    async def _hear(self, vm: RunningVm, line: bytes) -> None:
+        try:
+            request = parse_request(line)
+        except BadRequest as error:
+            log.warning("%s: %s", vm.name, error)
+            await self.tell(vm.id, Reply(NO_ID, "failed", "bad-request"))
+        else:
+            log.debug("%s: %r", vm.name, request)
+            self._deliver(Requested(vm.id, request, PendriveId(new_id())))
+
+
+def _reply(value: bytes) -> Reply | None:
+    try:
+        return parse_reply(value)
+    except BadReply:
+        return None

@@ -1,0 +1,364 @@
+"""The real daemon between a real store, real sockets, real images and a hypervisor that is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.configuration import Configuration
+from qfilexchg.dom0.consent.agents import Agents
+from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Withdraw, encode, parse_from_daemon
+from qfilexchg.dom0.exchange import daemon as module
+from qfilexchg.dom0.exchange.daemon import Daemon
+from qfilexchg.dom0.exchange.journal import Journal
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.qpen import FINAL_STATES, Reply, parse_reply
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.server import Server
+from tests.fakes.hypervisor import FakeHypervisor
+
+CONFIGURATION = Configuration(question_timeout_s=30)
+
+
+class Vm:
+    """A VM's side of the store, played by the test."""
+
+    def __init__(self, vm: RunningVm, store: Store) -> None:
+        self.vm = vm
+        self.store = store
+        self.ids = 0
+
+    async def write(self, request: str) -> None:
+        """Write a request when dom0 has made the key, and taken the last request."""
+        while True:
+            perms = await self.store.get_perms(keys.REQUEST) if await self.store.exists(keys.REQUEST) else ()
+            if perms[1:] == (f"b{self.vm.id.domain}",) and not await self.store.read(keys.REQUEST):
+                break
+            assert await self.store.events.get()
+        await self.store.write(keys.REQUEST, request.encode())
+
+    async def replies(self, request: str) -> AsyncIterator[Reply]:
+        """Make a request and yield each new reply to it."""
+        self.ids += 1
+        request_id = f"{self.vm.name}{self.ids}"
+        await self.write(f"{request} id={request_id}")
+        last = None
+        while True:
+            reply = parse_reply(await self.store.read(keys.REPLY) or b"- accepted")
+            if reply.request_id == request_id and reply != last:
+                last = reply
+                yield reply
+            assert await self.store.events.get()
+
+    async def until(self, request: str, state: str) -> str:
+        """Make a request and return its first reply in ``state``, without the id."""
+        async for reply in self.replies(request):
+            if reply.state == state:
+                return reply.encode().decode().partition(" ")[2]
+            assert reply.state not in FINAL_STATES, reply
+        raise AssertionError
+
+    async def last(self, request: str) -> str:
+        """Make a request and return its last reply, without the id."""
+        async for reply in self.replies(request):
+            if reply.state in FINAL_STATES:
+                return reply.encode().decode().partition(" ")[2]
+        raise AssertionError
+
+
+class Person:
+    """An agent whose person is the test."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.notices: list[str] = []
+
+    async def hear(self) -> FromDaemon:
+        while True:
+            message = parse_from_daemon(await self.reader.readuntil(b"\n"))
+            if not isinstance(message, Notice):
+                return message
+            self.notices.append(message.text)
+
+    async def question(self) -> Question:
+        message = await self.hear()
+        assert isinstance(message, Question), message
+        return message
+
+    def answer(self, question: Question, allow: bool) -> None:
+        self.writer.write(encode(Answer(question.id, allow)))
+
+
+class Host:
+    """A store, a hypervisor, and a daemon that can be killed and started."""
+
+    def __init__(self, home: Home, stack: AsyncExitStack, store: Store) -> None:
+        self.home = home
+        self.stack = stack
+        self.hypervisor = FakeHypervisor(store)
+        self.journal: Journal | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    async def start_daemon(self) -> None:
+        ready = asyncio.Event()
+        self.task = asyncio.create_task(self._daemon(ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({self.task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            waiting.cancel()
+            await self.task
+
+    async def _daemon(self, ready: asyncio.Event) -> None:
+        with Journal(self.home.journal) as journal:
+            async with await Store.connect(self.home.store_socket) as store, Agents.serve(self.home.agent_socket) as agents:
+                daemon = Daemon(self.home, CONFIGURATION, store, self.hypervisor, agents, journal, {"work": "green"}.get)
+                await daemon.run(ready.set)
+
+    async def kill_daemon(self) -> None:
+        """It ends between two steps, as if it were killed; nothing is finished first."""
+        assert self.task
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def start(self, name: str) -> Vm:
+        vm = await self.hypervisor.start(name)
+        store = await self.stack.enter_async_context(await Store.connect(self.home.store_domain_socket(vm.id.domain)))
+        await store.watch(keys.REQUEST, "request")
+        await store.watch(keys.REPLY, "reply")
+        return Vm(vm, store)
+
+    async def person(self) -> Person:
+        reader, writer = await asyncio.open_unix_connection(self.home.agent_socket)
+        self.stack.callback(writer.close)
+        person = Person(reader, writer)
+        writer.write(encode(Hello("test")))
+        await person.hear()
+        return person
+
+    def allow(self, rule: str) -> None:
+        self.home.policy.joinpath("10-test.policy").write_text(rule + "\n")
+
+    def images(self) -> list[Path]:
+        return sorted(self.home.spool.iterdir())
+
+    async def no_images(self) -> None:
+        while self.images():  # noqa: ASYNC110  no event tells a bystander that a file is gone
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def host(folder: Path, *, daemon: bool = True) -> AsyncIterator[Host]:
+    home = Home(folder, folder / "run", folder / "cache")
+    home.make()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Server(home.store))
+        store = await stack.enter_async_context(await Store.connect(home.store_socket))
+        scene = Host(home, stack, store)
+        if daemon:
+            await scene.start_daemon()
+        yield scene
+        if scene.task:
+            await scene.kill_daemon()
+
+
+class TestCopy:
+    async def test_files_go_from_one_vm_to_another_when_the_person_says_yes(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, personal = await here.start("work"), await here.start("personal")
+            person = await here.person()
+            assert await work.last("new size=67108864") == "attached"
+            image = here.hypervisor.disks[work.vm.id, Slot.OUTGOING]
+            with image.open("r+b") as disk:
+                disk.seek(32 << 20)
+                disk.write(bytes(range(256)) * 4096 * 4)
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            assert (question.source, question.source_label, question.target, question.busy) == ("work", "green", "personal", False)
+            assert 4 << 20 <= question.size_bytes < 5 << 20
+            person.answer(question, True)
+            assert await sending == "delivered"
+            assert here.hypervisor.disks == {(personal.vm.id, Slot.INCOMING): image}
+            assert await personal.store.read(keys.BLOCK_SOURCE) == b"work"
+            assert await personal.store.read(keys.TRANSACTION_SEQ) == b"0"
+            assert await personal.last("umount") == "detached"
+            await here.no_images()
+
+    async def test_a_rule_allows_without_a_question(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("work personal allow")
+            work, personal = await here.start("work"), await here.start("personal")
+            await work.last("new")
+            assert await work.last("send personal") == "delivered"
+            assert personal.vm.id in {vm for vm, _ in here.hypervisor.disks}
+
+    async def test_vms_that_started_before_the_daemon_are_served(self, tmp_path: Path) -> None:
+        async with host(tmp_path, daemon=False) as here:
+            work = await here.start("work")
+            asking = asyncio.create_task(work.last("new"))
+            await here.start_daemon()
+            assert await asking == "attached"
+
+    async def test_a_tool_of_2010_needs_no_id(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.write("new")
+            while await work.store.read(keys.REPLY) != b"- attached":
+                await work.store.events.get()
+
+    async def test_the_permissions_of_the_keys(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            assert await work.until("status", "accepted") == "accepted outgoing=none incoming=none"
+            assert await work.store.get_perms(keys.REQUEST) == ("n0", "b1")
+            assert await work.store.get_perms(keys.REPLY) == ("n0", "r1")
+
+
+class TestRefusals:
+    async def test_the_person_says_no(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, _, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            person.answer(await person.question(), False)
+            assert await sending == "denied"
+
+    @pytest.mark.parametrize("rule", ["* * deny", "work personal maybe"])
+    async def test_a_rule_says_no_or_cannot_be_understood(self, tmp_path: Path, rule: str) -> None:
+        async with host(tmp_path) as here:
+            here.allow(rule)
+            work = await here.start("work")
+            await here.start("personal")
+            await work.last("new")
+            assert await work.last("send personal") == "denied"
+
+    async def test_nobody_can_be_asked(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await here.start("personal")
+            await work.last("new")
+            assert await work.last("send personal") == "denied"
+
+    @pytest.mark.parametrize("target", ["nobody", "work", "dom0"])
+    async def test_a_vm_that_cannot_be_a_destination_is_told_no_more_than_no(
+        self, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "DOUBT_S", (0.0, 0.1))
+        async with host(tmp_path) as here:
+            work, person = await here.start("work"), await here.person()
+            await work.last("new")
+            heard = []
+            async for reply in work.replies(f"send {target}"):
+                heard.append(reply.state)
+                if reply.state in FINAL_STATES:
+                    break
+            assert heard == ["asking", "denied"]
+            await work.last("cancel")
+            waiting = asyncio.create_task(person.hear())
+            while not person.notices:
+                await asyncio.wait({waiting}, timeout=0.01)
+            waiting.cancel()
+            assert "denied" in person.notices[0]
+
+    @pytest.mark.parametrize("line", ["format c:", "x" * 300, "send \x1b[2J", "send ../../etc"])
+    async def test_a_bad_request_fails_and_the_next_good_one_is_served(self, tmp_path: Path, line: str) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.write(line)
+            while await work.store.read(keys.REPLY) != b"- failed bad-request":
+                await work.store.events.get()
+            assert await work.last("new") == "attached"
+
+    async def test_a_cancelled_question_is_withdrawn(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, _, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            await work.until("send personal", "asking")
+            question = await person.question()
+            assert await work.last("cancel") == "cancelled"
+            assert await person.hear() == Withdraw(question.id)
+            await here.no_images()
+
+
+class TestDeaths:
+    async def test_a_sender_that_ends_leaves_no_image(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await here.hypervisor.end(work.vm)
+            await here.no_images()
+
+    async def test_a_receiver_that_ends_before_the_pendrive_arrives(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("* * allow")
+            work, personal = await here.start("work"), await here.start("personal")
+            await work.last("new")
+            detach = here.hypervisor.hold("detach", "work")
+            sending = asyncio.create_task(work.last("send personal"))
+            await detach.reached.wait()
+            await here.hypervisor.end(personal.vm)
+            detach.released.set()
+            assert await sending in {"failed given-back", "failed receiver-ended"}
+            assert {vm for vm, _ in here.hypervisor.disks} == {work.vm.id}
+
+
+class TestRestart:
+    async def test_a_pendrive_that_lay_clean_can_be_sent(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("* * allow")
+            work, personal = await here.start("work"), await here.start("personal")
+            await work.last("new")
+            await here.kill_daemon()
+            await here.start_daemon()
+            assert await work.last("send personal") == "delivered"
+            await here.kill_daemon()
+            await here.start_daemon()
+            assert await personal.last("umount") == "detached"
+            await here.no_images()
+
+    @pytest.mark.parametrize(("call", "name"), [("detach", "work"), ("attach", "personal")])
+    async def test_a_transfer_that_was_under_way_is_finished(self, tmp_path: Path, call: str, name: str) -> None:
+        async with host(tmp_path) as here:
+            here.allow("* * allow")
+            work, personal = await here.start("work"), await here.start("personal")
+            await work.last("new")
+            hold = here.hypervisor.hold(call, name)
+            sending = asyncio.create_task(work.last("send personal"))
+            await hold.reached.wait()
+            await here.kill_daemon()
+            here.hypervisor.held.clear()
+            await here.start_daemon()
+            assert await sending == "delivered"
+            assert {vm for vm, _ in here.hypervisor.disks} == {personal.vm.id}
+
+    async def test_an_open_question_is_put_again_and_is_a_no_where_nobody_can_be_asked(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, _ = await here.start("work"), await here.start("personal")
+            person = await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            await person.question()
+            await here.kill_daemon()
+            await here.start_daemon()
+            assert await sending == "denied"
+
+    async def test_an_image_that_the_journal_does_not_know_is_kept_for_the_person(self, tmp_path: Path) -> None:
+        async with host(tmp_path, daemon=False) as here:
+            here.home.spool.joinpath("00ff.img").write_bytes(b"precious")
+            await here.start_daemon()
+            assert here.home.kept.joinpath("00ff.img").read_bytes() == b"precious"
+
+    async def test_vms_that_ended_meanwhile_leave_nothing(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await here.kill_daemon()
+            await here.hypervisor.end(work.vm)
+            await here.start_daemon()
+            await here.no_images()
