@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0.exchange.phases import diagram
+
 TOP = Path(__file__).resolve().parents[2]
 SOURCE = TOP / "src"
 
@@ -110,5 +112,10 @@ def test_a_linter_finds_nothing(command: tuple[str, ...]) -> None:
 
 def test_nothing_of_a_developers_machine_stands_in_the_tree() -> None:
     paths = r"(^|[^A-Za-z_.])/(work|root|farm|tmp/(brief|bash))/"
-    found = subprocess.run(["git", "grep", "-nIE", paths, "--", ":!tests/unit/test_house.py"], cwd=TOP, capture_output=True, text=True, check=False)
+    grep = ("git", "grep", "-nIE", paths, "--", ":!tests/unit/test_house.py")
+    found = subprocess.run(grep, cwd=TOP, capture_output=True, text=True, check=False)
     assert found.returncode == 1, found.stdout
+
+
+def test_the_diagram_in_the_documentation_is_that_of_the_table() -> None:
+    assert f"```mermaid\n{diagram()}```" in (TOP / "PROTOCOL.md").read_text()

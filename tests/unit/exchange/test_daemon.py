@@ -116,9 +116,9 @@ class Host:
             await self.task
 
     async def _daemon(self, ready: asyncio.Event) -> None:
-        with Journal(self.home.journal) as journal:
+        with Journal(self.home.journal) as self.journal:
             async with await Store.connect(self.home.store_socket) as store, Agents.serve(self.home.agent_socket) as agents:
-                daemon = Daemon(self.home, CONFIGURATION, store, self.hypervisor, agents, journal, {"work": "green"}.get)
+                daemon = Daemon(self.home, CONFIGURATION, store, self.hypervisor, agents, self.journal, {"work": "green"}.get)
                 await daemon.run(ready.set)
 
     async def kill_daemon(self) -> None:
@@ -189,6 +189,10 @@ class TestCopy:
             assert await personal.store.read(keys.TRANSACTION_SEQ) == b"0"
             assert await personal.last("umount") == "detached"
             await here.no_images()
+            assert here.journal
+            (outcome,) = here.journal.history()
+            assert (outcome.sender, outcome.receiver, outcome.text) == ("work", "personal", "delivered")
+            assert 4 << 20 <= outcome.used_bytes < 5 << 20
 
     async def test_a_rule_allows_without_a_question(self, tmp_path: Path) -> None:
         async with host(tmp_path) as here:

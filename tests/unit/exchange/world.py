@@ -170,7 +170,7 @@ class World:
                     self.notices.append(text)
                 case m.Remind():
                     self.reminders.append(effect)
-                case m.Moved():
+                case m.Moved() | m.Outcome():
                     pass
                 case _:
                     self.pending.append(effect)

@@ -132,6 +132,12 @@ class Daemon:
                 self._journal.put(entry)
             case m.Forget(pendrive):
                 self._journal.forget(pendrive)
+            case m.Outcome(entry, text):
+                try:
+                    used_bytes = self._used_bytes(entry)
+                except HostError:
+                    used_bytes = 0  # there is no image, or not any more
+                self._journal.note_outcome(entry, used_bytes, text)
             case m.Tell(vm, reply):
                 await self._domains.tell(vm, reply)
             case m.Announce(receiver, source, seq):
@@ -188,6 +194,9 @@ class Daemon:
                     log.error("%s", error)
                     return m.Kept(pendrive, str(image))
 
+    def _used_bytes(self, entry: m.Entry) -> int:
+        return pendrives.used_bytes(self._image(entry.pendrive), entry.baseline_bytes)
+
     def _image(self, pendrive: m.PendriveId) -> Path:
         return pendrives.image_path(self._home.spool, pendrive)
 
@@ -215,7 +224,7 @@ class Daemon:
         allowed = verdict.action is Action.ALLOW or question.kind is m.QuestionKind.WAIT
         entry = next(entry for entry in self._machine.entries if entry.pendrive == pendrive)
         try:
-            size_bytes = pendrives.used_bytes(self._image(pendrive), entry.baseline_bytes)
+            size_bytes = self._used_bytes(entry)
         except HostError as error:
             return False, str(error)
         answer = await self._agents.ask(

@@ -44,7 +44,7 @@ CREATE TABLE pendrive (
     request_id TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     baseline_bytes INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE TABLE history (
     number INTEGER PRIMARY KEY,
     time_s REAL NOT NULL,
@@ -152,9 +152,9 @@ class Journal:
             self._database.execute("DELETE FROM pendrive WHERE pendrive = ?", (pendrive,))
 
     def entries(self) -> list[Entry]:
-        """All pendrives in flight, in the order of their ids."""
+        """All pendrives in flight, that which was put down last at the end: so those that wait keep their order."""
         with self._blamed():
-            return [_entry(row) for row in self._database.execute("SELECT * FROM pendrive ORDER BY pendrive")]
+            return [_entry(row) for row in self._database.execute("SELECT * FROM pendrive ORDER BY rowid")]
 
     def note_outcome(self, entry: Entry, used_bytes: int, text: str) -> None:
         """Add what became of a transfer to the history; ``text`` is for the person."""

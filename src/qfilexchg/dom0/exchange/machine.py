@@ -325,7 +325,9 @@ class Exchange:
         if edge.reply:
             self._answer(pendrive, edge.reply, edge.detail)
         if edge.reply in {"delivered", "denied", "failed"}:
-            self._notify(pendrive, f"{edge.reply}, {why}" if why else edge.reply)
+            outcome = f"{edge.reply}, {why}" if why else edge.reply
+            self._effects.append(m.Outcome(pendrive.entry(), outcome))
+            self._notify(pendrive, outcome)
         if pendrive.phase is Phase.ASKING and signal in {Signal.CANCEL, Signal.SENDER_GONE, Signal.RECEIVER_GONE}:
             assert pendrive.question is not None
             self._effects.append(m.Withdraw(pendrive.question.id))

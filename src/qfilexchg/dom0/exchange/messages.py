@@ -261,4 +261,12 @@ class Notify:
     text: str
 
 
-Effect = Record | Forget | Create | Attach | Detach | Delete | Keep | Announce | Tell | Ask | Withdraw | Remind | Moved | Notify
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a transfer, for the history."""
+
+    entry: Entry
+    text: str
+
+
+Effect = Record | Forget | Create | Attach | Detach | Delete | Keep | Announce | Tell | Ask | Withdraw | Remind | Moved | Notify | Outcome
