@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -37,7 +38,10 @@ REQUESTS_A_TURN = 16
 """Requests of one client after which the others have their turn."""
 QUEUE_MAX_BYTES = 1 << 20
 """What may wait for one client. Stops a guest that watches much and reads nothing from filling dom0's memory."""
-SOCKET_PATH_MAX = 107
+ACCEPT_PAUSE_S = 1.0
+"""Where the host has no file descriptor left, it would fail again at once."""
+RUNDIR_MAX = 107 - len("/domain/.32751")
+"""Bytes. sockaddr_un.sun_path takes 107 beside its NUL (unix(7))."""
 DOM0 = DomainId(0)
 
 
@@ -61,7 +65,7 @@ class CannotServe(HostError):
         self.error = error
 
     def __str__(self) -> str:
-        return f"cannot serve at {self.path}: {self.error}; choose another --rundir, with a path shorter than {SOCKET_PATH_MAX - 13} bytes"
+        return f"cannot serve at {self.path}: {self.error.strerror}; choose another --rundir, with a path of at most {RUNDIR_MAX} bytes"
 
 
 class Listener:
@@ -77,24 +81,46 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._socket.bind(os.fspath(unnamed))
+            unnamed.chmod(0o600)
             self._socket.listen(CONNECTIONS_MAX)
             unnamed.rename(path)
         except OSError:
             self._socket.close()
             unnamed.unlink(missing_ok=True)
             raise
-        accepting = asyncio.get_running_loop().create_unix_server(lambda: Client(server, self), sock=self._socket, backlog=CONNECTIONS_MAX)
-        self._accepting = asyncio.create_task(accepting)
+        self._server = server
+        self._arriving: set[asyncio.Task[object]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
-        """Take no more connections; those that wait are refused."""
+        """Take no more connections; those that wait, or are being accepted, are refused."""
         self.is_open = False
         self.path.unlink(missing_ok=True)
-        if self._accepting.done():
-            self._accepting.result().close()
-        else:
-            self._accepting.cancel()
-            self._socket.close()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    async def closed(self) -> None:
+        """Wait for connections that were being accepted to be refused."""
+        await asyncio.gather(*self._arriving)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            log.error("domain %d: cannot accept connections for %.0f s: %s", self.domain, ACCEPT_PAUSE_S, error)
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+            return
+        arriving = self._loop.create_task(self._loop.connect_accepted_socket(lambda: Client(self._server, self), peer))
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arriving.discard)
+
+    def _accept_again(self) -> None:
+        if self.is_open:
+            self._loop.add_reader(self._socket, self._accept)
 
 
 class Client(asyncio.Protocol):
@@ -113,13 +139,14 @@ class Client(asyncio.Protocol):
         self._replies = 0
         self._writable = True
         self._open = False
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=0)
         connection = self._server.connected(self, self._listener)
         if connection is None:
-            self._transport.abort()
+            self.abort()
         else:
             self._connection = connection
             self._open = True
@@ -128,6 +155,7 @@ class Client(asyncio.Protocol):
         self._open = False
         if hasattr(self, "_connection"):
             self._server.disconnected(self._connection)
+        self.gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
@@ -215,6 +243,8 @@ class Server:
     async def __aenter__(self) -> Self:
         """Raises :exc:`AlreadyServed` or :exc:`CannotServe`."""
         domains = self._rundir / "domain"
+        if len(os.fsencode(self._rundir)) > RUNDIR_MAX:
+            raise CannotServe(self._rundir, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)))
         try:
             for folder in (self._rundir, domains):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,8 +269,11 @@ class Server:
     async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
         for listener in self._listeners.values():
             listener.close()
-        for client in list(self._clients.values()):
+            await listener.closed()
+        clients = list(self._clients.values())
+        for client in clients:
             client.abort()
+        await asyncio.gather(*(client.gone for client in clients))
         os.close(self._lock)
         log.info("ended")
 
@@ -310,7 +343,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rundir", type=Path, required=True, metavar="DIR", help="serve dom0 at DIR/socket and domain N at DIR/domain/N")
     rundir = parser.parse_args(arguments).rundir.absolute()
     logging.basicConfig(format="%(asctime)s qxenstored: %(message)s", level=logging.INFO)
-    os.umask(0o077)
     try:
         asyncio.run(serve(rundir))
     except HostError as error:
