@@ -1,0 +1,161 @@
+"""The VM collection: the records of all VMs of one home, whether they run or not (qubesDB of 2010).
+
+SQLite keeps it whole when several commands write at once or one is killed.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from qfilexchg.errors import CallerError
+from qfilexchg.protocol.names import DISPOSABLE, DOM0, DOMAIN_ID_MAX, DomainId, VmName
+
+_BUSY_S = 10.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS vm (
+    name TEXT PRIMARY KEY COLLATE NOCASE,
+    uuid TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    label TEXT NOT NULL,
+    memory_mib INTEGER NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS last_domain (id INTEGER NOT NULL) STRICT;
+"""
+
+
+class Label(enum.Enum):
+    """The colour of a VM, which the person sees wherever the VM asks for something: Qubes' own eight."""
+
+    RED = "red"
+    ORANGE = "orange"
+    YELLOW = "yellow"
+    GREEN = "green"
+    GRAY = "gray"
+    BLUE = "blue"
+    PURPLE = "purple"
+    BLACK = "black"
+
+
+class Kind(enum.Enum):
+    """What a VM is to the exchange; the value stands in its ``qubes_vm_type`` key."""
+
+    APP = "AppVM"
+    DISPOSABLE = "DisposableVM"
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM's record. ``memory_mib`` is in MiB."""
+
+    name: VmName
+    uuid: UUID
+    kind: Kind
+    label: Label
+    memory_mib: int
+    created: datetime
+
+
+class NoSuchVm(CallerError):
+    """No VM of this home has that name."""
+
+    def __init__(self, name: VmName) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"there is no VM {self.name}: 'qvm-ls' lists them, 'qvm-create {self.name}' makes one"
+
+
+class NameTaken(CallerError):
+    """The name is a VM's already, be it in other letters' case, or has a meaning of its own."""
+
+    def __init__(self, name: VmName, taken_by: str) -> None:
+        super().__init__(name, taken_by)
+        self.name = name
+        self.taken_by = taken_by
+
+    def __str__(self) -> str:
+        return f"no VM can be called {self.name}: the name {self.taken_by} is taken"
+
+
+class Collection:
+    """The collection in ``file``, which is made where it does not exist. Each call is one transaction."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with self._transaction() as database:
+            for statement in _SCHEMA.split(";"):
+                database.execute(statement)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+    def add(self, name: VmName, label: Label, memory_mib: int, kind: Kind = Kind.APP) -> Vm:
+        """Record a new VM. Raises :exc:`NameTaken`."""
+        for word in (DOM0, DISPOSABLE):
+            if name.lower() == word:
+                raise NameTaken(name, word)
+        vm = Vm(name, uuid.uuid4(), kind, label, memory_mib, datetime.now(UTC))
+        with self._transaction() as database:
+            if row := database.execute("SELECT name FROM vm WHERE name = ?", (name,)).fetchone():
+                raise NameTaken(name, row[0])
+            values = (vm.name, str(vm.uuid), vm.kind.value, vm.label.value, vm.memory_mib, vm.created.isoformat())
+            database.execute("INSERT INTO vm (name, uuid, kind, label, memory_mib, created) VALUES (?, ?, ?, ?, ?, ?)", values)
+        return vm
+
+    def get(self, name: VmName) -> Vm:
+        """The VM called ``name``, in whatever case. Raises :exc:`NoSuchVm`."""
+        with self._transaction() as database:
+            row = database.execute(f"{_SELECT} WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise NoSuchVm(name)
+        return _vm(row)
+
+    def list(self) -> list[Vm]:
+        """All VMs, by name."""
+        with self._transaction() as database:
+            return [_vm(row) for row in database.execute(f"{_SELECT} ORDER BY name")]
+
+    def remove(self, name: VmName) -> None:
+        """Forget a VM. Raises :exc:`NoSuchVm`."""
+        with self._transaction() as database:
+            if not database.execute("DELETE FROM vm WHERE name = ?", (name,)).rowcount:
+                raise NoSuchVm(name)
+
+    def next_domain(self) -> DomainId:
+        """A domain id that this home has not used before; after :data:`DOMAIN_ID_MAX` starts they begin again, as Xen's do.
+
+        It is kept here, not in the store, so that a new store does not bring old ids back.
+        """
+        with self._transaction() as database:
+            row = database.execute("SELECT id FROM last_domain").fetchone()
+            domain = DomainId(row[0] % DOMAIN_ID_MAX + 1 if row else 1)
+            database.execute("DELETE FROM last_domain")
+            database.execute("INSERT INTO last_domain (id) VALUES (?)", (int(domain),))
+        return domain
+
+
+_SELECT = "SELECT name, uuid, kind, label, memory_mib, created FROM vm"
+
+
+def _vm(row: tuple[str, str, str, str, int, str]) -> Vm:
+    name, uuid, kind, label, memory_mib, created = row
+    return Vm(VmName(name), UUID(uuid), Kind(kind), Label(label), memory_mib, datetime.fromisoformat(created))

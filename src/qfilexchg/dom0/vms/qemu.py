@@ -1,0 +1,287 @@
+"""The QEMU platform: one detached QEMU process a VM, spoken to by QMP.
+
+A VM that runs has a folder, ``Home.domain(N)``, with its name and UUID, its process and its sockets; nothing else has to be
+remembered, so whoever comes later finds everything again. QEMU serves one QMP client at a time, so each operation makes its own
+short connection, and waits for its turn within its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import qemu_command
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
+from qfilexchg.dom0.vms.processes import Process
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.errors import NoEntry
+
+ATTACH_DEADLINE_S = 30.0
+DETACH_DEADLINE_S = 60.0
+"""The VM's kernel must let go of the disk; one that is starting or short of time takes a while."""
+QUERY_DEADLINE_S = 30.0
+QUIT_DEADLINE_S = 10.0
+_KILL_DEADLINE_S = 10.0
+_NODE_STEP_S = 0.01
+
+_RECORD, _PROCESS = "vm", "process"
+
+# What a connection has to say is in the exceptions; a VM that ends while one is open is no news.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the folder of a domain says. ``process`` is None when QEMU has ended, or was never started."""
+
+    vm: RunningVm
+    process: Process | None
+
+    def save(self, home: Home) -> None:
+        """Write the record down, for the VM whose folder is there already."""
+        folder = home.domain(self.vm.id.domain)
+        (folder / _RECORD).write_text(json.dumps({"name": self.vm.name, "uuid": str(self.vm.id.uuid)}), encoding="ascii")
+        if self.process:
+            self.process.save(folder / _PROCESS)
+
+
+def domains(home: Home) -> list[DomainId]:
+    """Every domain that has a folder, whether it runs or not."""
+    found = []
+    for folder in (home.run / "domain").glob("*"):
+        try:
+            found.append(DomainId.parse(folder.name))
+        except BadDomainId:
+            continue
+    return sorted(found)
+
+
+def record(home: Home, domain: DomainId) -> Record | None:
+    """The record of a domain; None where there is none."""
+    folder = home.domain(domain)
+    try:
+        fields = json.loads((folder / _RECORD).read_text(encoding="ascii"))
+        vm = RunningVm(VmId(domain, UUID(fields["uuid"])), VmName.parse(fields["name"]))
+    except (FileNotFoundError, ValueError, KeyError, BadName):
+        return None
+    return Record(vm, Process.load(folder / _PROCESS))
+
+
+class Qemu:
+    """:class:`~qfilexchg.dom0.vms.hypervisor.Hypervisor` for the VMs of one home."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    async def running(self) -> Mapping[DomainId, RunningVm]:
+        records = (record(self._home, domain) for domain in domains(self._home))
+        return {found.vm.id.domain: found.vm for found in records if found and found.process}
+
+    async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
+        async with self._session(vm, f"attach {slot.value}", ATTACH_DEADLINE_S) as qmp:
+            held = await _image(qmp, slot)
+            if held is not None and held != image:
+                raise HypervisorError(f"domain {vm.domain} has another image as {slot.value}", str(held))
+            if held is not None and await _has_disk(qmp, slot):
+                return
+            try:
+                if held is None:
+                    await qmp.execute("blockdev-add", _node(slot, image))
+                await qmp.execute("device_add", _disk(slot))
+            except BaseException:
+                await self._undo(vm, slot)
+                raise
+
+    async def _undo(self, vm: VmId, slot: Slot) -> None:
+        """Take back a half-made attachment. A VM that cannot even be asked is killed: the image must be in one place only."""
+        try:
+            await self.detach(vm, slot)
+        except HypervisorError:
+            await self.kill(vm)
+
+    async def detach(self, vm: VmId, slot: Slot) -> None:
+        try:
+            async with self._session(vm, f"detach {slot.value}", DETACH_DEADLINE_S) as qmp:
+                await _unplug(qmp, slot)
+                for node in (qemu_command.pendrive_node(slot), qemu_command.pendrive_file_node(slot)):
+                    await _delete_node(qmp, node)
+        except VmGone:
+            return
+
+    async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
+        try:
+            async with self._session(vm, "list the disks", QUERY_DEADLINE_S) as qmp:
+                images = {slot: await _image(qmp, slot) for slot in Slot}
+        except VmGone:
+            return {}
+        return {slot: image for slot, image in images.items() if image is not None}
+
+    async def kill(self, vm: VmId) -> None:
+        found = self._record(vm)
+        if found is None or found.process is None:
+            return
+        try:
+            async with self._session(vm, "quit", QUIT_DEADLINE_S) as qmp:
+                await qmp.execute("quit")
+        except HypervisorError:
+            term_s = 0.0
+        else:
+            term_s = QUIT_DEADLINE_S
+        if not (term_s and await asyncio.to_thread(found.process.wait, term_s)) and not await asyncio.to_thread(
+            found.process.end, term_s=0, kill_s=_KILL_DEADLINE_S
+        ):
+            raise HypervisorError(f"domain {vm.domain} does not end: process {found.process.pid} has been killed and is still there")
+
+    async def release(self, domain: DomainId) -> None:
+        found = record(self._home, domain)
+        if found and found.process:
+            raise HypervisorError(f"domain {domain} runs still")
+        async with await Store.connect(self._home.store_socket) as store:
+            for path in (keys.home(domain), *((vm_path(found.vm.id.uuid),) if found else ())):
+                with contextlib.suppress(NoEntry):
+                    await store.rm(path)
+            if await store.is_introduced(domain):
+                await store.release(domain)
+        shutil.rmtree(self._home.domain(domain), ignore_errors=True)
+
+    async def console(self, vm: VmId) -> str:
+        """The end of what the VM has said on its serial console: its own text, to be shown escaped."""
+        async with self._session(vm, "read the console", QUERY_DEADLINE_S) as qmp:
+            arguments = {"device": qemu_command.CONSOLE, "size": 64 << 10, "format": "utf8"}
+            return str(await qmp.execute("ringbuf-read", arguments))
+
+    def _record(self, vm: VmId) -> Record | None:
+        found = record(self._home, vm.domain)
+        return found if found and found.vm.id == vm else None
+
+    @contextlib.asynccontextmanager
+    async def _session(self, vm: VmId, purpose: str, deadline_s: float) -> AsyncIterator[QMPClient]:
+        """A QMP connection for one operation. Raises :exc:`VmGone`, or :exc:`HypervisorError` for all that goes wrong in it."""
+        what = f"domain {vm.domain}: cannot {purpose}"
+        found = self._record(vm)
+        if found is None or found.process is None:
+            raise VmGone(f"domain {vm.domain} does not run any more")
+        qmp = QMPClient(f"domain {vm.domain}")
+        try:
+            async with asyncio.timeout(deadline_s):
+                await qmp.connect(str(qemu_command.qmp_socket(self._home, vm.domain)))
+                yield qmp
+        except ExecuteError as error:
+            raise HypervisorError(what, str(error)) from error
+        except (ConnectError, ExecInterruptedError, OSError, EOFError) as error:
+            # TimeoutError is an OSError; QEMU may have ended meanwhile, which also breaks a connection.
+            if not found.process.running:
+                raise VmGone(f"domain {vm.domain} has ended") from error
+            why = f"no answer within {deadline_s:g} s" if isinstance(error, TimeoutError) else str(error)
+            raise HypervisorError(what, why) from error
+        finally:
+            await _disconnect(qmp)
+
+
+def vm_path(uuid: UUID) -> str:
+    """The store's path of what does not change from one run of a VM to the next."""
+    return f"/vm/{uuid}"
+
+
+async def _disconnect(qmp: QMPClient) -> None:
+    with contextlib.suppress(OSError, EOFError, ConnectError):  # it was broken already
+        await qmp.disconnect()
+
+
+def _node(slot: Slot, image: Path) -> dict[str, object]:
+    """The image as raw bytes: its content is the VM's, and must never be taken for an image format."""
+    file = {
+        "driver": "file",
+        "node-name": qemu_command.pendrive_file_node(slot),
+        "filename": str(image),
+        "locking": "on",
+        "discard": "unmap",
+        # A pendrive is a copy that is deleted after one use: it need not survive the host's power, so nobody waits for the host's disk.
+        "cache": {"direct": False, "no-flush": True},
+    }
+    return {
+        "driver": "raw",
+        "node-name": qemu_command.pendrive_node(slot),
+        "discard": "unmap",
+        "cache": {"direct": False, "no-flush": True},
+        "file": file,
+    }
+
+
+def _disk(slot: Slot) -> dict[str, object]:
+    return {
+        "driver": "virtio-blk-pci",
+        "id": qemu_command.pendrive_disk(slot),
+        "bus": qemu_command.pendrive_bus(slot),
+        "drive": qemu_command.pendrive_node(slot),
+        "serial": slot.value,
+        # The default would stop the whole VM when the host's disk is full. The VM is to see the error.
+        "werror": "report",
+        "rerror": "report",
+    }
+
+
+async def _nodes(qmp: QMPClient) -> dict[str, Any]:
+    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
+    assert isinstance(nodes, list)
+    return {node["node-name"]: node for node in nodes}
+
+
+async def _image(qmp: QMPClient, slot: Slot) -> Path | None:
+    """The image of a slot, whether its disk is complete or only half there."""
+    nodes = await _nodes(qmp)
+    node = nodes.get(qemu_command.pendrive_node(slot)) or nodes.get(qemu_command.pendrive_file_node(slot))
+    return Path(node["file"]) if node else None
+
+
+async def _has_disk(qmp: QMPClient, slot: Slot) -> bool:
+    devices = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    assert isinstance(devices, list)
+    return any(device["name"] == qemu_command.pendrive_disk(slot) for device in devices)
+
+
+async def _unplug(qmp: QMPClient, slot: Slot) -> None:
+    """Return when the VM's kernel has let go of the disk."""
+    disk = qemu_command.pendrive_disk(slot)
+
+    def gone(event: Mapping[str, Any]) -> bool:
+        return bool(event["data"].get("device") == disk)
+
+    with qmp.listener("DEVICE_DELETED", gone) as deleted:
+        if not await _has_disk(qmp, slot):
+            return
+        try:
+            await qmp.execute("device_del", {"id": disk})
+        except ExecuteError as error:
+            # Somebody, perhaps an earlier life of ours, has asked before; it may also be gone this very moment.
+            if error.error_class == "DeviceNotFound":
+                return
+            if "unplug" not in str(error):
+                raise
+        await deleted.get()
+
+
+async def _delete_node(qmp: QMPClient, node: str) -> None:
+    """Close an image. QEMU tells of a device's end a moment before the last reference to its disk is dropped; no event follows."""
+    end = time.monotonic() + QUERY_DEADLINE_S
+    while node in await _nodes(qmp):
+        try:
+            await qmp.execute("blockdev-del", {"node-name": node})
+        except ExecuteError as error:
+            if "in use" not in str(error) or time.monotonic() > end:
+                raise
+            await asyncio.sleep(_NODE_STEP_S)

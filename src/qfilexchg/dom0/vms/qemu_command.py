@@ -1,0 +1,132 @@
+"""The QEMU command line of a VM, as pure data, and the names by which its parts are found again over QMP.
+
+What the VM has is all here: one read-only disk shared by all VMs, a private disk, byte channels to the store and for ``qvm-run``,
+two empty PCIe ports for pendrives, randomness, a clock. It has no network, no display, no USB, no firmware devices beyond what a
+kernel needs to start.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.acceleration import Accelerator
+from qfilexchg.dom0.vms.hypervisor import Slot
+from qfilexchg.dom0.vms.template import Template
+from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
+from qfilexchg.protocol.names import DomainId, VmName
+
+PROGRAM = "qemu-system-x86_64"
+CONSOLE = "console"
+"""The chardev that keeps the end of what the VM's kernel says: a ring, as a file would let the VM fill the host's disk."""
+_CONSOLE_BYTES = 64 << 10
+_TCG_CACHE_MIB = 128
+"""QEMU's memory for translated code. It takes up to a gigabyte by default; a booted VM has filled about this much."""
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+_KERNEL_ARGUMENTS = (
+    *("root=/dev/vda", "ro", "console=ttyS0", "quiet", "systemd.show_status=0"),
+    # Probes and self-tests of a PC that this is not; each costs emulated time at every start.
+    *("i8042.noaux", "i8042.nokbd", "no_timer_check", "tsc=reliable", "cryptomgr.notests", "rcupdate.rcu_expedited=1", "audit=0"),
+)
+_TCG_KERNEL_ARGUMENTS = ("mitigations=off",)
+"""An emulated processor does not speculate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What distinguishes one run of a VM from another."""
+
+    name: VmName
+    uuid: UUID
+    domain: DomainId
+    memory_mib: int
+    processors: int
+    private_disk: Path
+    template: Template
+    accelerator: Accelerator
+
+
+def qmp_socket(home: Home, domain: DomainId) -> Path:
+    return home.domain(domain) / "qmp"
+
+
+def run_socket(home: Home, domain: DomainId, number: int) -> Path:
+    """Where the host side of ``RUN_PORTS[number]`` is served."""
+    return home.domain(domain) / f"run.{number}.socket"
+
+
+def command(machine: Machine, home: Home) -> list[str]:
+    """The arguments of :data:`PROGRAM`, without its name."""
+    tcg = machine.accelerator is Accelerator.TCG
+    accel = f"tcg,thread=multi,tb-size={_TCG_CACHE_MIB}" if tcg else "kvm"
+    append = [*_KERNEL_ARGUMENTS, *(_TCG_KERNEL_ARGUMENTS if tcg else ()), f"systemd.hostname={machine.name}"]
+    return [
+        *("-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-sandbox", _SANDBOX),
+        *("-name", f"guest={machine.name},process=qemu-{machine.name[:10]}", "-uuid", str(machine.uuid)),
+        *("-machine", "q35,vmport=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off", "-no-hpet"),
+        *("-accel", accel, "-cpu", "max" if tcg else "host", "-smp", str(machine.processors), "-m", f"{machine.memory_mib}M"),
+        *("-rtc", "base=utc", "-device", "vmgenid,guid=auto", "-device", "virtio-rng-pci"),
+        *("-kernel", str(machine.template.kernel), "-initrd", str(machine.template.initrd), "-append", " ".join(append)),
+        *("-chardev", f"ringbuf,id={CONSOLE},size={_CONSOLE_BYTES}", "-serial", f"chardev:{CONSOLE}"),
+        *("-chardev", f"socket,id=qmp,path={_escaped(qmp_socket(home, machine.domain))},server=on,wait=off", "-mon", "qmp,mode=control"),
+        *_disk("root", machine.template.root, read_only=True),
+        *_disk("private", machine.private_disk, read_only=False),
+        *_channels(machine.domain, home),
+        *(word for slot in Slot for word in ("-device", _pendrive_port(slot))),
+    ]
+
+
+def _escaped(path: Path) -> str:
+    """QEMU splits option values at commas; two stand for one."""
+    return str(path).replace(",", ",,")
+
+
+def _disk(serial: str, path: Path, *, read_only: bool) -> tuple[str, ...]:
+    """A virtio disk that the VM's initrd finds by ``serial``."""
+    file: dict[str, object] = {"driver": "file", "filename": str(path), "discard": "unmap"}
+    node = {"driver": "raw", "node-name": serial, "read-only": read_only, "discard": "unmap", "file": file}
+    # The default would stop the VM, with nobody to tell, when the host's disk is full.
+    device = {"driver": "virtio-blk-pci", "drive": serial, "serial": serial, "werror": "report", "rerror": "report"}
+    return ("-blockdev", json.dumps(node), "-device", json.dumps(device))
+
+
+def _channels(domain: DomainId, home: Home) -> list[str]:
+    ports = []
+    for number, name in enumerate(STORE_PORTS):
+        ports.append((f"store{number}", name, f"path={_escaped(home.store_domain_socket(domain))}"))
+    for number, name in enumerate(RUN_PORTS):
+        ports.append((f"run{number}", name, f"path={_escaped(run_socket(home, domain, number))},server=on,wait=off"))
+    # Port 0 is kept for a console by virtio-serial itself.
+    words = ["-device", f"virtio-serial-pci,id=channels,max_ports={len(ports) + 1}"]
+    for chardev, name, address in ports:
+        words += ["-chardev", f"socket,id={chardev},{address}", "-device", f"virtserialport,bus=channels.0,chardev={chardev},name={name}"]
+    return words
+
+
+def _pendrive_port(slot: Slot) -> str:
+    number = list(Slot).index(slot) + 1
+    return f"pcie-root-port,id={pendrive_bus(slot)},chassis={number},slot={number}"
+
+
+def pendrive_bus(slot: Slot) -> str:
+    """The PCIe port that is kept for a slot."""
+    return f"pen-{slot.value}"
+
+
+def pendrive_disk(slot: Slot) -> str:
+    """The id of a slot's disk while there is one."""
+    return f"disk-{slot.value}"
+
+
+def pendrive_node(slot: Slot) -> str:
+    """The block node of a slot's image while there is one."""
+    return f"image-{slot.value}"
+
+
+def pendrive_file_node(slot: Slot) -> str:
+    return f"file-{slot.value}"
