@@ -1,0 +1,77 @@
+"""Signals that end a command, heeded at checkpoints only.
+
+A copy must give its pendrive back however it ends, so a signal may not break off a half-sent request or a half-made mount. The
+handlers only note that the person wants to stop; :meth:`Interruption.check` and every wait raise :exc:`Cancelled` then. It is
+raised once: what follows is the clean-up, which is short and bounded.
+
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from qfilexchg.errors import CallerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Sequence
+    from typing import Self
+else:
+    import _signal as signal  # the same calls, without the enums: those cost more than all else here
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Cancelled(CallerError):
+    """The person, or whoever may signal this process, wants it to stop."""
+
+    def __str__(self) -> str:
+        return "cancelled"
+
+
+class Interruption:
+    """Notes the signals while it is entered. One at a time in a process: signals have one handler each."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._heeded = True
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._handlers = [(number, signal.signal(number, self._note)) for number in _SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers:
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.wanted = True
+
+    def check(self) -> None:
+        """Raise :exc:`Cancelled` if a signal came and none was heeded yet."""
+        if self.wanted and self._heeded:
+            self._heeded = False
+            raise Cancelled
+
+    def shield(self) -> None:
+        """Heed no signal from here on: the clean-up begins."""
+        self._heeded = False
+
+    def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = select.POLLIN) -> bool:
+        """Wait until a descriptor shows one of ``events`` or an error; False after ``timeout_s`` seconds. Raises :exc:`Cancelled`."""
+        self.check()
+        poll = select.poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, events)
+        if self._heeded:
+            poll.register(self._reader, select.POLLIN)
+        ready = poll.poll(max(0.0, timeout_s) * 1000)
+        self.check()
+        return bool(ready)
