@@ -1,0 +1,43 @@
+"""What a VM tool imports before its first request: under emulation each module costs tens of milliseconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[3]
+DEAR = {
+    "argparse",
+    "asyncio",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "enum",
+    "pathlib",
+    "re",
+    "socket",
+    "subprocess",
+    "tarfile",
+    "typing",
+}
+
+
+@pytest.mark.parametrize("tool", ["penctl", "copy_to_vm", "pendrive_script"])
+def test_it_is_little(tool: str) -> None:
+    program = f"import sys; sys.path.insert(0, 'src'); import qfilexchg.guest.{tool}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    modules = set(result.stdout.split())
+    assert not modules & DEAR
+    assert not {module for module in modules if module.startswith(("qfilexchg.dom0", "qfilexchg.lab"))}
+    assert len(modules) < 70
+
+
+@pytest.mark.parametrize("wrapper", sorted((CHECKOUT / "packaging/vm").glob("*/*")), ids=lambda path: path.name)
+def test_each_command_starts_without_site_and_environment(wrapper: Path) -> None:
+    first, *rest = wrapper.read_text().splitlines()
+    assert first == "#!/usr/bin/python3 -IS"
+    assert 'sys.path.insert(0, "/usr/lib/qubes/python")' in rest
+    assert wrapper.stat().st_mode & 0o111 == 0o111
