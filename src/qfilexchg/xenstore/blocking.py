@@ -79,7 +79,11 @@ class Store:
                         raise StoreLost(f"{path}: {error.strerror}") from error
                     continue
                 if path.startswith(PORT_FOLDER):
-                    store._resynchronise(end_s)
+                    try:
+                        store._resynchronise(end_s)
+                    except BaseException:
+                        store.close()
+                        raise
                 return store
             if not busy:
                 raise StoreLost("there is neither a port, nor xenbus, nor a socket")
@@ -129,13 +133,14 @@ class Store:
         self._request(Op.UNWATCH, wire.join([path, token]), path)
 
     def next_event(self, timeout_s: float | None) -> tuple[str, str] | None:
-        """The path and token of the next watch event, or None after ``timeout_s`` seconds without one. None waits for ever."""
+        """The path and token of the next watch event, or None after ``timeout_s`` seconds without one. None waits for ever.
+
+        Equal events that were not taken yet are one.
+        """
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._events:
-            packet = self._receive(end_s)
-            if packet is None:
+            if self._receive(end_s) is None:
                 return None
-            self._note(packet)
         return self._events.pop(0)
 
     def _request(self, op: int, payload: bytes, what: str, tx: int = 0) -> bytes:
@@ -145,7 +150,6 @@ class Store:
         self._last_id += 1
         self._send(Packet(op, payload, self._last_id, tx).encode(), end_s)
         while (packet := self._receive(end_s)) is not None:
-            self._note(packet)
             if packet.op == Op.WATCH_EVENT or packet.req_id != self._last_id:
                 continue
             if packet.op == Op.ERROR:
@@ -166,12 +170,6 @@ class Store:
             seen = seen[-len(reply) :] + more
         self._parser.feed(seen[at + len(reply) :])
 
-    def _note(self, packet: Packet) -> None:
-        """Keep an event for :meth:`next_event`; pass over all else."""
-        if packet.op == Op.WATCH_EVENT:
-            path, token = wire.split(packet.payload)
-            self._events.append((path, token))
-
     def _send(self, data: bytes, end_s: float) -> None:
         while data:
             if not self._wait(select.POLLOUT, end_s):
@@ -184,16 +182,24 @@ class Store:
                 raise StoreLost(f"cannot send: {error.strerror}") from error
 
     def _receive(self, end_s: float | None) -> Packet | None:
-        """The next packet, or None past ``end_s``."""
-        try:
-            while (packet := self._parser.next_packet()) is None:
-                data = self._read(end_s)
-                if data is None:
-                    return None
-                self._parser.feed(data)
-        except Malformed as error:
-            raise StoreLost(f"what it sent is not understood: {error}") from error
-        return packet
+        """The next packet, or None past ``end_s``. An event is kept for :meth:`next_event`, too."""
+        while True:
+            try:
+                packet = self._parser.next_packet()
+                if packet is not None and packet.op == Op.WATCH_EVENT:
+                    self._note(wire.watch_event(packet))
+            except Malformed as error:
+                raise StoreLost(f"what it sent is not understood: {error}") from error
+            if packet is not None:
+                return packet
+            data = self._read(end_s)
+            if data is None:
+                return None
+            self._parser.feed(data)
+
+    def _note(self, event: tuple[str, str]) -> None:
+        if event not in self._events:
+            self._events.append(event)
 
     def _read(self, end_s: float | None) -> bytes | None:
         """Some bytes, or None past ``end_s``. What is there already is read even then."""

@@ -82,7 +82,7 @@ class Router(asyncio.Protocol):
         try:
             while self.lost is None and (packet := self._parser.next_packet()) is not None:
                 self._route(packet)
-        except (Malformed, ValueError) as error:
+        except Malformed as error:
             self.lose(f"what it sent is not understood: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -92,8 +92,7 @@ class Router(asyncio.Protocol):
 
     def _route(self, packet: Packet) -> None:
         if packet.op == Op.WATCH_EVENT:
-            path, token = wire.split(packet.payload)
-            self.events.put_nowait(WatchEvent(path, token))
+            self.events.put_nowait(WatchEvent(*wire.watch_event(packet)))
         elif (waiter := self._waiting.pop(packet.req_id, None)) is not None and not waiter.done():
             waiter.set_result(packet)
 

@@ -140,3 +140,12 @@ def split(payload: bytes) -> list[str]:
     if not payload.endswith(b"\0"):
         raise Invalid("a string that does not end")
     return payload[:-1].decode("utf-8", "surrogateescape").split("\0")
+
+
+def watch_event(packet: Packet) -> tuple[str, str]:
+    """The path and the token that a WATCH_EVENT tells; raises :exc:`Malformed` where it does not."""
+    match packet.payload.split(b"\0"):
+        case [path, token, b""]:
+            return path.decode("utf-8", "surrogateescape"), token.decode("utf-8", "surrogateescape")
+        case _:
+            raise Malformed("a watch event is not a path and a token")
