@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -311,6 +312,28 @@ def test_the_number_of_connections_is_bounded(socket_path: Path) -> None:
             assert await peer.is_cut_off()
         for _, writer in peers:
             writer.close()
+
+    play(socket_path, scenario)
+
+
+def test_without_file_descriptors_it_tries_again(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = asyncio.Event()
+    monkeypatch.setattr(module, "ACCEPT_AGAIN_S", 0)
+    monkeypatch.setattr(module.log, "error", lambda *message: refused.set())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario(agents: Agents) -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            connection.connect(str(socket_path))
+            await refused.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        writer.write(encode(Hello("test")))
+        assert parse_from_daemon(await reader.readuntil(b"\n")) == Welcome()
+        writer.close()
 
     play(socket_path, scenario)
 

@@ -52,7 +52,6 @@ questions = st.builds(
     target_label=labels,
     size_bytes=numbers,
     busy=st.booleans(),
-    doubt=texts,
     deadline_s=numbers,
 )
 from_daemon = questions | st.just(Welcome()) | st.builds(Withdraw, numbers) | st.builds(Notice, texts, labels)
@@ -70,7 +69,7 @@ from_agent = st.builds(Hello, st.from_regex(r"[a-z]{1,32}", fullmatch=True)) | s
         (
             QUESTION,
             b'{"question": 7, "kind": "copy", "source": "work", "source_label": "green", "target": "personal", "target_label": null, '
-            b'"size_bytes": 1048576, "busy": false, "doubt": "", "deadline_s": 60}\n',
+            b'"size_bytes": 1048576, "busy": false, "deadline_s": 60}\n',
         ),
     ],
 )
@@ -151,7 +150,6 @@ def test_an_unclear_line_of_an_agent_is_no_answer(line: bytes, why: str) -> None
         ("kind", ["copy"]),
         ("size_bytes", -1),
         ("busy", "no"),
-        ("doubt", "x" * (TEXT_MAX + 1)),
         ("deadline_s", None),
         ("more", 1),
     ],

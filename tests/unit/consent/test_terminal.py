@@ -251,7 +251,8 @@ def test_when_the_daemon_was_first_to_see_that_time_is_over_it_is_said_in_the_sa
 
 def test_a_question_whose_time_ran_out_while_it_waited_is_not_shown(scene: Scene, question: Question) -> None:
     scene.daemon.say(question, replace(question, id=8, deadline_s=5), replace(question, id=9, size_bytes=9, deadline_s=25))
-    scene.person.sees(ASKED)
+    scene.daemon.say(Notice("all three are there"))
+    scene.person.sees("there\n" + ASKED)
     scene.clock[0] = 10.0
     scene.person.types("y\n")
     assert scene.daemon.hears() == Answer(7, True)

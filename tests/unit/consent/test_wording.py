@@ -32,10 +32,6 @@ def test_a_new_disposable_vm_has_no_name_yet(question: Question) -> None:
     assert headline(replace(question, target=None)).startswith("work → a new DisposableVM: ")
 
 
-def test_a_doubt_is_said_and_escaped(question: Question) -> None:
-    assert explanation(replace(question, doubt="no VM \x1b[2J"))[-1] == r"It will be refused whatever you say: no VM \x1b[2J."
-
-
 @pytest.mark.parametrize(
     ("size_bytes", "text"),
     [

@@ -36,6 +36,7 @@ from qfilexchg.errors import HostError, InternalError
 AGENTS_MAX: Final = 16
 """Connections at a time. A session has one or two agents; a program that connects in a loop gets no further."""
 HELLO_WITHIN_S: Final = 10
+ACCEPT_AGAIN_S: Final = 1
 UNREAD_MAX: Final = 64 << 10
 """Bytes that may wait for an agent that does not read; then it has failed."""
 
@@ -163,8 +164,8 @@ class Agents:
             try:
                 connection, _ = await asyncio.get_running_loop().sock_accept(listener)
             except OSError as error:
-                log.error("agents cannot connect for a second: %s", error)
-                await asyncio.sleep(1)
+                log.error("an agent cannot connect: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)  # out of file descriptors, say: leave others some time to close theirs
                 continue
             user = _peer_user(connection)
             if user not in (0, os.geteuid()):

@@ -11,11 +11,10 @@ The agent begins, and is told that it is registered::
 
 From then on the daemon may ask; of several agents, the one that came last. ``source`` and ``target`` are VM names, ``target``
 null for a new DisposableVM, the labels colours or null. ``kind`` says what is asked: ``copy``, may these files go; ``wait``, they
-may, but the receiver is busy: wait for it? ``busy`` says that the receiver still has another pendrive, so that a yes will wait.
-``doubt`` is empty, or says why the answer is no in any case (there is no such VM): the person learns of it, the VM does not::
+may, but the receiver is busy: wait for it? ``busy`` says that the receiver still has another pendrive, so that a yes will wait::
 
     daemon  {"question": 7, "kind": "copy", "source": "work", "source_label": "green", "target": "personal",
-             "target_label": null, "size_bytes": 1048576, "busy": false, "doubt": "", "deadline_s": 60}
+             "target_label": null, "size_bytes": 1048576, "busy": false, "deadline_s": 60}
     agent   {"answer": 7, "allow": true}
 
 No answer within ``deadline_s`` is a no. The daemon may take a question back, which is then not to be answered, and tell the
@@ -43,7 +42,7 @@ VERSION: Final = 1
 LINE_MAX: Final = 8192
 """Bytes with the newline. A program that goes mad on the other side fills no memory."""
 TEXT_MAX: Final = 1000
-"""Characters of a notice or a doubt; escaped they still fit into a line."""
+"""Characters of a notice; escaped they still fit into a line."""
 NUMBER_MAX: Final = 2**53 - 1
 """Above it some JSON libraries round."""
 WORD_MAX: Final = 32
@@ -70,7 +69,6 @@ class Question:
     target_label: str | None = None
     size_bytes: int
     busy: bool = False
-    doubt: str = ""
     deadline_s: int
 
 
@@ -139,7 +137,6 @@ def encode(message: FromDaemon | FromAgent) -> bytes:
                 "target_label": message.target_label,
                 "size_bytes": message.size_bytes,
                 "busy": message.busy,
-                "doubt": message.doubt[:TEXT_MAX],
                 "deadline_s": message.deadline_s,
             }
         case Welcome():
@@ -210,7 +207,6 @@ def _from_daemon(fields: Mapping[str, object]) -> FromDaemon:
             "target_label": target_label,
             "size_bytes": size_bytes,
             "busy": busy,
-            "doubt": doubt,
             "deadline_s": deadline_s,
             **rest,
         } if not rest:
@@ -223,7 +219,6 @@ def _from_daemon(fields: Mapping[str, object]) -> FromDaemon:
                 target_label=None if target_label is None else _word(target_label),
                 size_bytes=_number(size_bytes),
                 busy=_truth(busy),
-                doubt=_text(doubt),
                 deadline_s=_number(deadline_s),
             )
         case {"welcome": version, **rest} if not rest:

@@ -39,8 +39,6 @@ def explanation(question: Question) -> list[str]:
             sentences.append(f"{target_name(question)} still has another pendrive: shall this one wait for it to be ejected?")
         case _:
             assert_never(question.kind)
-    if question.doubt:
-        sentences.append(f"It will be refused whatever you say: {printable(question.doubt)}.")
     return sentences
 
 
