@@ -56,9 +56,9 @@ async def serve(home: Home, settings: configuration.Configuration) -> None:
     told_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
-    with Journal(home.journal) as journal, Collection(home.collection) as collection:
+    with Journal(home.journal) as journal:
         async with await Store.connect(home.store_socket) as store, Agents.serve(home.agent_socket) as agents:
-            daemon = Daemon(home, settings, store, Qemu(home, store), agents, journal, collection.label)
+            daemon = Daemon(home, settings, store, Qemu(home), agents, journal, Collection(home.collection).label)
             running = asyncio.create_task(daemon.run(lambda: log.info("ready")))
             ending = asyncio.create_task(told_to_end.wait())
             await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ from typing import Final
 from qfilexchg.dom0.exchange.messages import PendriveId, Requested, VmStarted, VmStopped
 from qfilexchg.dom0.exchange.pendrives import new_id
 from qfilexchg.dom0.vms.hypervisor import Hypervisor, HypervisorError, RunningVm, VmId
+from qfilexchg.errors import QfilexchgError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, DomainId, VmName
 from qfilexchg.protocol.qpen import NO_ID, BadReply, BadRequest, Reply, parse_reply, parse_request
@@ -51,6 +52,7 @@ class Domains:
         self._hypervisor = hypervisor
         self._deliver = deliver
         self._lines: dict[VmId, _Line] = {}
+        self._releases: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Set the watches and deliver every VM that runs. Raises when the hypervisor cannot say."""
@@ -110,9 +112,18 @@ class Domains:
                 log.debug("the watch of domain %d is gone already", vm_id.domain)
             log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
             self._deliver(VmStopped(vm_id))
-            await self._hypervisor.release(vm_id.domain)
+            release = asyncio.create_task(self._release(vm_id.domain))
+            self._releases.add(release)
+            release.add_done_callback(self._releases.discard)
         for vm_id in sorted(running.keys() - self._lines.keys(), key=lambda vm_id: vm_id.domain):
             await self._welcome(running[vm_id])
+
+    async def _release(self, domain: DomainId) -> None:
+        """Beside the rest: a VM that is slow to end must not keep others waiting."""
+        try:
+            await self._hypervisor.release(domain)
+        except QfilexchgError as error:
+            log.error("domain %d is not cleaned up: %s", domain, error)
 
     async def _welcome(self, vm: RunningVm) -> None:
         """Make the keys by which a VM can ask, as the toolstack leaves ``device`` read-only to it."""

@@ -129,6 +129,13 @@ class Collection:
             raise NoSuchVm(name)
         return _vm(row)
 
+    def label(self, name: VmName) -> str | None:
+        """The colour of the VM called ``name``; None for one that is not recorded."""
+        try:
+            return self.get(name).label.value
+        except NoSuchVm:
+            return None
+
     def list(self) -> list[Vm]:
         """All VMs, by name."""
         with self._transaction() as database:

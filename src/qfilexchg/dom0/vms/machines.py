@@ -235,7 +235,8 @@ class Machines:
     async def down(self, say: Callable[[str], None]) -> None:
         """End everything of this home: VMs in good order, those that do not go by force, then the daemons."""
         with services.toolstack_lock(self._home):
-            await asyncio.gather(*(self._down(vm, say) for vm in (await self.hypervisor.running()).values()))
+            records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
+            await asyncio.gather(*(self._down(found.vm, say) for found in records if found and found.process))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
             for domain in qemu.domains(self._home):

@@ -28,7 +28,7 @@ from qfilexchg.dom0.vms.processes import Process
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
 from qfilexchg.xenstore.client import Store
-from qfilexchg.xenstore.errors import NoEntry
+from qfilexchg.xenstore.errors import NoEntry, StoreLost
 
 ATTACH_DEADLINE_S = 30.0
 DETACH_DEADLINE_S = 60.0
@@ -88,8 +88,16 @@ class Qemu:
         self._home = home
 
     async def running(self) -> Mapping[DomainId, RunningVm]:
-        records = (record(self._home, domain) for domain in domains(self._home))
-        return {found.vm.id.domain: found.vm for found in records if found and found.process}
+        """A domain runs from the moment the store knows it until the store has seen it end, as on Xen.
+
+        Its process is there a little later than that, and goes a little later, and no event tells of either.
+        """
+        try:
+            async with await Store.connect(self._home.store_socket) as store:
+                records = [record(self._home, domain) for domain in domains(self._home)]
+                return {found.vm.id.domain: found.vm for found in records if found and await store.is_introduced(found.vm.id.domain)}
+        except StoreLost:
+            return {}
 
     async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
         async with self._session(vm, f"attach {slot.value}", ATTACH_DEADLINE_S) as qmp:
@@ -148,7 +156,8 @@ class Qemu:
 
     async def release(self, domain: DomainId) -> None:
         found = record(self._home, domain)
-        if found and found.process:
+        # QEMU closes its sockets, by which the store learns of the end, a moment before its process is gone.
+        if found and found.process and not await asyncio.to_thread(found.process.wait, _KILL_DEADLINE_S):
             raise HypervisorError(f"domain {domain} runs still")
         async with await Store.connect(self._home.store_socket) as store:
             for path in (keys.home(domain), *((vm_path(found.vm.id.uuid),) if found else ())):

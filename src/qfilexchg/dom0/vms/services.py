@@ -101,7 +101,7 @@ def _environment() -> dict[str, str]:
 def services(home: Home) -> tuple[Service, Service]:
     """The daemons of ``home``, in the order in which they are started."""
     store = ("-m", "qfilexchg.xenstore.server", "--rundir", str(home.store))
-    exchange = ("-m", "qfilexchg.dom0.exchange.daemon")
+    exchange = ("-m", "qfilexchg.dom0.cli", "qfilexchgd")
     return (
         Service("qxenstored", store, home.store_socket, home.log / "qxenstored.log", home.run / "qxenstored.process"),
         Service("qfilexchgd", exchange, home.agent_socket, home.log / "qfilexchgd.log", home.run / "qfilexchgd.process"),
