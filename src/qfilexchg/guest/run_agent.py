@@ -244,10 +244,13 @@ class Port:
         return True
 
     def _read(self) -> bool:
+        data = bytearray()
         try:
-            data = os.read(self._port, _READ_BYTES)
+            # The driver hands out one page at a time.
+            while len(data) < _READ_BYTES and (page := os.read(self._port, _READ_BYTES)):
+                data += page
         except BlockingIOError:
-            return False
+            pass
         try:
             for kind, payload in self._decoder.feed(data):
                 self._take(kind, payload)

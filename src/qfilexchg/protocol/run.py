@@ -130,7 +130,7 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
         """The frames that ``data`` completes, as (kind, payload); to be taken to the end.
 
         Raises :exc:`BadFrame` for a length that is too great, and forgets what it holds: a preamble is understood after that.

@@ -1,0 +1,99 @@
+"""``qvm-create``, ``qvm-start``, ``qvm-shutdown``, ``qvm-kill``, ``qvm-remove``, ``qvm-ls``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from qfilexchg.dom0 import configuration
+from qfilexchg.dom0.cli.arguments import parser, vm_name
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.collection import Label
+from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines
+
+MEMORY_MIN_MIB = 192
+"""Less does not start the template's kernel and systemd."""
+MEMORY_MAX_MIB = 1 << 20
+
+
+def _machines() -> Machines:
+    return Machines(Home.from_environment())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _memory(text: str) -> int:
+    if not text.isdecimal() or not MEMORY_MIN_MIB <= int(text) <= MEMORY_MAX_MIB:
+        raise argparse.ArgumentTypeError(f"{text[:16]!a} is not a number of MiB from {MEMORY_MIN_MIB} to {MEMORY_MAX_MIB}")
+    return int(text)
+
+
+def create(arguments: Sequence[str]) -> int:
+    """``qvm-create``."""
+    home = Home.from_environment()
+    settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
+    args = parser("qvm-create", "Make a new VM from the template, with an empty home of its own.")
+    args.add_argument("name", type=vm_name, metavar="NAME")
+    colours = [label.value for label in Label]
+    args.add_argument("--label", choices=colours, default=Label.RED.value, metavar="COLOUR", help=f"{', '.join(colours)} (default: red)")
+    args.add_argument(
+        "--memory", type=_memory, default=settings.vm_memory_mb, metavar="MB", help=f"memory in MiB (default: {settings.vm_memory_mb})"
+    )
+    options = args.parse_args(arguments)
+    asyncio.run(_machines().create(options.name, Label(options.label), options.memory))
+    return 0
+
+
+def start(arguments: Sequence[str]) -> int:
+    """``qvm-start``."""
+    args = parser("qvm-start", "Start a VM and return when it is ready. Starts qxenstored and qfilexchgd too where they do not run.")
+    args.add_argument("name", type=vm_name, metavar="NAME")
+    asyncio.run(_machines().start(args.parse_args(arguments).name, _say))
+    return 0
+
+
+def shutdown(arguments: Sequence[str]) -> int:
+    """``qvm-shutdown``."""
+    args = parser("qvm-shutdown", "Shut a VM down in good order and return when it has ended.")
+    args.add_argument("name", type=vm_name, metavar="NAME")
+    wait = f"give up after so long (default: {SHUTDOWN_DEADLINE_S:g})"
+    args.add_argument("--timeout", type=float, default=SHUTDOWN_DEADLINE_S, metavar="SECONDS", help=wait)
+    options = args.parse_args(arguments)
+    asyncio.run(_machines().shutdown(options.name, options.timeout))
+    return 0
+
+
+def kill(arguments: Sequence[str]) -> int:
+    """``qvm-kill``."""
+    args = parser("qvm-kill", "End a VM at once, as by pulling its plug.")
+    args.add_argument("name", type=vm_name, metavar="NAME")
+    asyncio.run(_machines().kill(args.parse_args(arguments).name))
+    return 0
+
+
+def remove(arguments: Sequence[str]) -> int:
+    """``qvm-remove``."""
+    args = parser("qvm-remove", "Delete a VM that does not run, with everything in its home.")
+    args.add_argument("name", type=vm_name, metavar="NAME")
+    asyncio.run(_machines().remove(args.parse_args(arguments).name))
+    return 0
+
+
+def ls(arguments: Sequence[str]) -> int:
+    """``qvm-ls``."""
+    parser("qvm-ls", "List the VMs.").parse_args(arguments)
+    machines = _machines()
+    running = asyncio.run(machines.running())
+    rows = [("NAME", "STATE", "DOMAIN", "LABEL", "MEMORY", "TYPE")]
+    for vm in machines.collection.list():
+        found = running.get(vm.name)
+        state, domain = ("running", str(int(found.domain))) if found else ("halted", "-")
+        rows.append((vm.name, state, domain, vm.label.value, f"{vm.memory_mib} MiB", vm.kind.value))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
