@@ -148,7 +148,8 @@ class Daemon:
             case m.Create() | m.Attach() | m.Detach() | m.Delete() | m.Keep():
                 self._tasks.create_task(self._do(effect))
             case m.Ask(question, pendrive):
-                self._questions[question.id] = self._tasks.create_task(self._ask(question, pendrive))
+                self._questions[question.id] = task = self._tasks.create_task(self._ask(question, pendrive))
+                task.add_done_callback(lambda _: self._questions.pop(question.id))
             case m.Withdraw(question_id):
                 if asking := self._questions.get(question_id):  # else its answer is in the inbox, and will be passed over
                     asking.cancel()
@@ -203,10 +204,7 @@ class Daemon:
     # Consent
 
     async def _ask(self, question: m.Question, pendrive: m.PendriveId) -> None:
-        try:
-            allow, why = await self._decide(question, pendrive)
-        finally:
-            del self._questions[question.id]
+        allow, why = await self._decide(question, pendrive)
         log.info("%s → %s: %s, %s", question.source.name, question.target_name, "allowed" if allow else "denied", why)
         self._inbox.put_nowait(m.Answered(question.id, allow, why))
 
