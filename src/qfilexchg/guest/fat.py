@@ -31,12 +31,10 @@ _FORBIDDEN: Final = frozenset('"*/:<>?\\|')
 _DEVICES: Final = frozenset(("CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))))
 
 _MIB: Final = 1 << 20
-_GIB: Final = 1 << 30
-PENDRIVE_BYTES: Final = _GIB
+PENDRIVE_BYTES: Final = 1 << 30
 """The usual pendrive, since 2010."""
-_CLUSTERS: Final = ((8 * _GIB, 4096), (16 * _GIB, 8192), (32 * _GIB, 16384))
-"""Sizes of a filesystem up to which mkfs.fat takes clusters of so many bytes."""
-_CLUSTER_MAX: Final = 32768
+_CLUSTER_BYTES: Final = 32768
+"""The most that a file's last byte may cost. Larger pendrives have such clusters; a sparse one costs dom0 no more for that."""
 
 
 def name_problem(name: str) -> str | None:
@@ -86,16 +84,12 @@ def clamped_s(seconds: float) -> float:
 
 def pendrive_bytes(file_sizes: Iterable[int], folder_slots: Iterable[int]) -> int:
     """The size of a pendrive that surely holds files of these sizes, in folders of so many slots; never below the usual one."""
-    files, folders = list(file_sizes), [slots * SLOT_BYTES for slots in folder_slots]
-    size = PENDRIVE_BYTES
-    while True:
-        cluster = next((cluster for limit, cluster in _CLUSTERS if size <= limit), _CLUSTER_MAX)
-        clusters = sum(-(-length // cluster) for length in files) + sum(max(1, -(-length // cluster)) for length in folders)
-        # Two tables of four bytes a cluster, the reserved sectors, and an ample margin for rounding.
-        needed = clusters * (cluster + 8) + clusters * cluster // 256 + 4 * _MIB
-        if needed <= size:
-            return size
-        size = -(-needed // _MIB) * _MIB
+    clusters = sum(-(-size // _CLUSTER_BYTES) for size in file_sizes)
+    clusters += sum(max(1, -(-slots * SLOT_BYTES // _CLUSTER_BYTES)) for slots in folder_slots)
+    content = clusters * _CLUSTER_BYTES
+    # The tables take a four-thousandth of the larger pendrives and 2 MiB of the small; this is more than twice that.
+    needed = content + content // 256 + 4 * _MIB
+    return max(PENDRIVE_BYTES, -(-needed // _MIB) * _MIB)
 
 
 def _units(name: str) -> int:
