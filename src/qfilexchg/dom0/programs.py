@@ -27,6 +27,7 @@ _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 _PACKAGES = {
     "mkfs.fat": "dosfstools",
+    "dh": "debhelper",
     "fakeroot": "fakeroot",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
