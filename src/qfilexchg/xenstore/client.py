@@ -10,6 +10,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
@@ -205,7 +206,8 @@ class Store:
             try:
                 result = await body(tx)
             except BaseException:
-                self._send(Op.TRANSACTION_END, b"F\0", tx)
+                with suppress(StoreLost):
+                    self._send(Op.TRANSACTION_END, b"F\0", tx).cancel()
                 raise
             try:
                 await self._request(Op.TRANSACTION_END, b"T\0", "transaction", tx)
@@ -258,17 +260,16 @@ class Store:
                 names += part
         raise Again(path)
 
-    def _send(self, op: int, payload: bytes, tx: int) -> int:
+    def _send(self, op: int, payload: bytes, tx: int) -> asyncio.Future[Packet]:
         self._last_id = self._last_id % 0xFFFF_FFFF + 1
+        reply = self._router.expect(self._last_id)
         self._transport.write(Packet(op, payload, self._last_id, tx).encode())
-        return self._last_id
+        return reply
 
     async def _request(self, op: int, payload: bytes, what: str, tx: int = 0) -> bytes:
         if len(payload) > wire.PAYLOAD_MAX:
             raise TooBig(what)
-        if self._router.lost is not None:
-            raise self._router.lost
-        waiter = self._router.expect(self._send(op, payload, tx))
+        waiter = self._send(op, payload, tx)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 reply = await waiter

@@ -304,8 +304,7 @@ class Server:
         for effect in effects:
             match effect:
                 case Send(connection, packet):
-                    if connection in self._clients:
-                        self._clients[connection].send(packet)
+                    self._clients[connection].send(packet)
                 case Open(domain):
                     try:
                         self._listen(domain)

@@ -284,6 +284,5 @@ class View:
 
 def _above(path: str) -> str:
     above = paths.parent(path)
-    if above is None:
-        raise NoEntry(path)
+    assert above is not None, "the root is always there, and is never removed"
     return above

@@ -178,6 +178,26 @@ class TestBrokenStores:
                     if "no answer" not in str(error):
                         raise
 
+    def test_a_failure_to_read_is_a_loss(self) -> None:
+        ours, theirs = os.openpty()
+        os.close(theirs)
+        with Store(ours) as store, pytest.raises(StoreLost, match="cannot read: Input/output error"):
+            store.next_event(10)
+
+    def test_a_readiness_that_was_none_is_waited_out(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        for call in (os.write, os.read):
+            calls: list[int] = []
+
+            def after_one_refusal(fd: int, argument: object, call: Callable[..., object] = call, calls: list[int] = calls) -> object:
+                calls.append(fd)
+                if len(calls) == 1:
+                    raise BlockingIOError
+                return call(fd, argument)
+
+            monkeypatch.setattr(os, call.__name__, after_one_refusal)
+            store.write("key", b"x")
+            assert len(calls) > 1
+
     def test_where_there_is_none_this_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XENSTORED_PATH", os.fspath(tmp_path / "no"))
         with pytest.raises(StoreLost, match="No such file"):

@@ -273,6 +273,17 @@ class TestLoss:
 
         with_store(body)
 
+    def test_a_transaction_whose_body_sees_the_loss_ends_with_it(self) -> None:
+        async def body(store: Store, _folder: Path) -> None:
+            async def lose(_tx: int) -> None:
+                await store.close()
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await store.transaction(lose)
+
+        with_store(body)
+
     def test_silence_is_a_loss(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client, "REPLY_TIMEOUT_S", 0.02)
 

@@ -369,6 +369,23 @@ CASES = {
         dom0 DIRECTORY /a      = c
         dom0 READ /a/b         = ENOENT
     """,
+    "what a transaction sees of others after it has looked may not fit together, and then it fails": """
+        dom0 WRITE /a/x        = OK
+        dom0 START             = @t
+        dom0@t RM /a           = OK
+        dom0 WRITE /a/new      = OK
+        dom0@t READ /a         = ENOENT
+        dom0@t RM /a/new       = OK
+        dom0@t END T           = EAGAIN
+        dom0 DIRECTORY /a      = x,new
+        dom0 START             = @u
+        dom0@u DIRECTORY /a    = x,new
+        dom0 RM /a/x           = OK
+        dom0@u RM /a           = OK
+        dom0@u READ /a/new     = ENOENT
+        dom0@u END T           = EAGAIN
+        dom0 DIRECTORY /a      = new
+    """,
     "a refused request leaves its transaction as it was": """
         vm START                            = @t
         vm@t WRITE key x                    = OK
