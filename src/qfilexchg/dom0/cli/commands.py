@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 COMMANDS = {
+    "qfilexchg": "qfilexchg.dom0.cli.qfilexchg:main",
+    "qfilexchg-agent": "qfilexchg.dom0.consent.terminal:main",
+    "qfilexchgd": "qfilexchg.dom0.cli.qfilexchgd:main",
     "qvm-console": "qfilexchg.dom0.cli.run:console",
     "qvm-copy-in": "qfilexchg.dom0.cli.copy:copy_in",
     "qvm-copy-out": "qfilexchg.dom0.cli.copy:copy_out",

@@ -88,7 +88,7 @@ def _source(text: str) -> Path:
 
 async def _copy_in(name: VmName, sources: Sequence[Path]) -> None:
     home = Home.from_environment()
-    vm = await Machines(home).running_id(name)
+    vm = Machines(home).running_id(name)
     words = [word for source in sources for word in ("-C", str(source.parent), f"./{source.name}")]
     packing = await asyncio.create_subprocess_exec(
         programs.find_program("tar"), "--format=pax", "-cf", "-", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
@@ -149,7 +149,7 @@ def copy_out(arguments: Sequence[str]) -> int:
 
 async def _copy_out(name: VmName, files: Sequence[str]) -> None:
     home = Home.from_environment()
-    vm = await Machines(home).running_id(name)
+    vm = Machines(home).running_id(name)
     for file in files:
         path = PurePosixPath(file)
         status = await _fetch(home, vm, ["test", "-d", file], None, bytearray())

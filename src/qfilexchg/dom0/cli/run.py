@@ -83,7 +83,7 @@ def _report(name: str, command: Coroutine[None, None, int]) -> int:
 
 async def _run(name: VmName, command: Sequence[str], user: str) -> int:
     home = Home.from_environment()
-    vm = await Machines(home).running_id(name)
+    vm = Machines(home).running_id(name)
     async with vm_run.session(home, vm.domain, command, user=user) as session:
         return await _converse(session, StandardInput(), _writer(1), _writer(2))
 
@@ -92,7 +92,7 @@ async def _console(name: VmName, user: str) -> int:
     if not (os.isatty(0) and os.isatty(1)):
         raise NoTerminal
     home = Home.from_environment()
-    vm = await Machines(home).running_id(name)
+    vm = Machines(home).running_id(name)
     size = os.get_terminal_size()
     shell = ["sh", "-c", 'exec "${SHELL:-/bin/sh}" -l']  # the VM's user's own, which only the VM knows
     async with vm_run.session(home, vm.domain, shell, user=user, window=(size.lines, size.columns)) as session:

@@ -79,7 +79,7 @@ def remove(arguments: Sequence[str]) -> int:
     """``qvm-remove``."""
     args = parser("qvm-remove", "Delete a VM that does not run, with everything in its home.")
     args.add_argument("name", type=vm_name, metavar="NAME")
-    asyncio.run(_machines().remove(args.parse_args(arguments).name))
+    _machines().remove(args.parse_args(arguments).name)
     return 0
 
 
@@ -87,11 +87,11 @@ def ls(arguments: Sequence[str]) -> int:
     """``qvm-ls``."""
     parser("qvm-ls", "List the VMs.").parse_args(arguments)
     machines = _machines()
-    running = asyncio.run(machines.running())
+    running = machines.running()
     rows = [("NAME", "STATE", "DOMAIN", "LABEL", "MEMORY", "TYPE")]
     for vm in machines.collection.list():
         found = running.get(vm.name)
-        state, domain = ("running", str(int(found.domain))) if found else ("halted", "-")
+        state, domain = ("running", str(int(found.vm.id.domain))) if found else ("halted", "-")
         rows.append((vm.name, state, domain, vm.label.value, f"{vm.memory_mib} MiB", vm.kind.value))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

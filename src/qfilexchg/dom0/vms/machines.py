@@ -102,25 +102,26 @@ class Machines:
         shutil.rmtree(self._home.vm(name), ignore_errors=True)
         self.collection.remove(name)
 
-    async def remove(self, name: VmName) -> None:
+    def remove(self, name: VmName) -> None:
         """Delete a VM that does not run, with all its files. Raises :exc:`AlreadyRunning`."""
         with services.toolstack_lock(self._home):
             vm = self.collection.get(name)
-            if await self._find(vm):
+            if vm.name in self.running():
                 raise AlreadyRunning(vm.name)
             self._forget(vm.name)
 
-    async def running(self) -> dict[VmName, VmId]:
-        """The VMs that run, by name."""
-        return {vm.name: vm.id for vm in (await self.hypervisor.running()).values()}
+    def running(self) -> dict[VmName, qemu.Record]:
+        """The VMs that have a process, by name: even one that has lost the store, and the exchange with it, is found and ended."""
+        records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
+        return {found.vm.name: found for found in records if found and found.process}
 
-    async def _find(self, vm: Vm) -> VmId | None:
-        return (await self.running()).get(vm.name)
-
-    async def running_id(self, name: VmName) -> VmId:
+    def running_id(self, name: VmName) -> VmId:
         """Raises :exc:`~qfilexchg.dom0.vms.collection.NoSuchVm` or :exc:`NotRunning`."""
+        return self._running(name).vm.id
+
+    def _running(self, name: VmName) -> qemu.Record:
         vm = self.collection.get(name)
-        found = await self._find(vm)
+        found = self.running().get(vm.name)
         if found is None:
             raise NotRunning(vm.name)
         return found
@@ -139,7 +140,7 @@ class Machines:
             for service in services.start(self._home):
                 say(f"{service} started")
             await self.sweep()
-            if await self._find(vm):
+            if vm.name in self.running():
                 raise AlreadyRunning(vm.name)
             domain = self.collection.next_domain()
             machine = qemu_command.Machine(
@@ -207,21 +208,21 @@ class Machines:
 
     async def shutdown(self, name: VmName, deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:
         """Ask a VM to end, and return when it has. Raises :exc:`StillRunning` past the deadline, and :exc:`NotRunning`."""
-        vm = await self.running_id(name)
-        found = qemu.record(self._home, vm.domain)
-        assert found is not None
+        found = self._running(name)
+        vm = found.vm.id
+        assert found.process is not None
         try:
             async with run.session(self._home, vm.domain, ["systemctl", "poweroff"], user="root", deadline_s=deadline_s) as session:
                 await session.output(_ignore, _ignore)
         except run.NoAnswer:
             pass  # it may be on its way out already
-        if found.process and not await asyncio.to_thread(found.process.wait, deadline_s):
+        if not await asyncio.to_thread(found.process.wait, deadline_s):
             raise StillRunning(f"{found.vm.name} has not ended within {deadline_s:g} s: 'qvm-kill {found.vm.name}' ends it at once")
         await self.hypervisor.release(vm.domain)
 
     async def kill(self, name: VmName) -> None:
         """End a VM at once, as by pulling its plug. Raises :exc:`NotRunning`."""
-        vm = await self.running_id(name)
+        vm = self.running_id(name)
         await self.hypervisor.kill(vm)
         await self.hypervisor.release(vm.domain)
 
@@ -235,8 +236,7 @@ class Machines:
     async def down(self, say: Callable[[str], None]) -> None:
         """End everything of this home: VMs in good order, those that do not go by force, then the daemons."""
         with services.toolstack_lock(self._home):
-            records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
-            await asyncio.gather(*(self._down(found.vm, say) for found in records if found and found.process))
+            await asyncio.gather(*(self._down(found.vm, say) for found in self.running().values()))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
             for domain in qemu.domains(self._home):
