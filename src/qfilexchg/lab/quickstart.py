@@ -7,18 +7,20 @@ home; else a home is made for this one run and removed at its end, however it en
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.errors import QfilexchgError
 
 BIN = Path(__file__).resolve().parents[3] / "bin"
@@ -92,11 +94,12 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
     with tour.step("Build the template from which the VMs boot, or find it built"):
         tour.run("qvm-template", "build")
     with tour.step(f"Make and start two VMs, {SENDER} and {RECEIVER}"):
-        existing = tour.output("qvm-ls", "--names").split()
+        machines = Machines(home)
+        existing = {vm.name for vm in machines.collection.list()}
         for name, label in ((SENDER, "green"), (RECEIVER, "blue")):
             if name not in existing:
                 tour.run("qvm-create", name, "--label", label)
-        start_both(tour)
+        start(tour, {SENDER, RECEIVER} - set(asyncio.run(machines.running())))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
         tour.run("qvm-run", SENDER, "rm", "-rf", "holiday")
@@ -126,25 +129,10 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         print("The pendrive is deleted.")
 
 
-def start_both(tour: Tour) -> None:
-    """Start both VMs at a time; their boots are most of the wait."""
-    failures: list[Exception] = []
-
-    def start(name: str) -> None:
-        try:
-            if name not in running:
-                tour.run("qvm-start", name)
-        except (QfilexchgError, subprocess.SubprocessError) as error:
-            failures.append(error)
-
-    running = tour.output("qvm-ls", "--names", "--running").split()
-    threads = [threading.Thread(target=start, args=(name,)) for name in (SENDER, RECEIVER)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+def start(tour: Tour, names: Iterable[str]) -> None:
+    """Start VMs at the same time; their boots are most of the wait."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: tour.run("qvm-start", name), sorted(names)))
 
 
 def wait_until_gone(home: Home) -> None:
@@ -202,7 +190,7 @@ def clean_up(tour: Tour, own: Path | None, home: Home, *, keep_logs: bool) -> No
     else:
         (home.policy / RULE_FILE).unlink(missing_ok=True)
         for name in (SENDER, RECEIVER):
-            tour.run("qvm-remove", "--yes", name)
+            tour.run("qvm-remove", name)
 
 
 def print_next_steps(status: int) -> None:

@@ -38,7 +38,7 @@ def make(top: Path, seed: int = 2010) -> tuple[int, int]:
         os.utime(path, (moment, moment))
         sizes.append(len(data))
 
-    top.mkdir()
+    top.mkdir(parents=True)
     for number in range(PHOTOS):
         name = f"IMG_{number:04} {chance.choice(NAMES)}.jpg"
         write(top / "Pictures" / "summer 🌞", name, chance.randbytes(chance.randrange(*PHOTO_BYTES)))

@@ -1,0 +1,25 @@
+"""``qfilexchg``: what concerns the installation as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from qfilexchg.dom0.cli import doctor
+from qfilexchg.dom0.cli.arguments import parser
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.machines import Machines
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parser("qfilexchg", "Look after this installation of qfilexchg.")
+    commands = args.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("doctor", help="check all that is needed, and say how to mend what is missing")
+    commands.add_parser("down", help="stop all VMs and daemons of this home")
+    match args.parse_args(arguments).command:
+        case "doctor":
+            return doctor.report()
+        case _:
+            asyncio.run(Machines(Home.from_environment()).down(lambda line: print(line, file=sys.stderr)))
+            return 0
