@@ -7,7 +7,6 @@ home; else a home is made for this one run and removed at its end, however it en
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import shutil
 import subprocess
@@ -99,7 +98,7 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         for name, label in ((SENDER, "green"), (RECEIVER, "blue")):
             if name not in existing:
                 tour.run("qvm-create", name, "--label", label)
-        start(tour, {SENDER, RECEIVER} - set(asyncio.run(machines.running())))
+        start(tour, {SENDER, RECEIVER} - set(machines.running()))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
         tour.run("qvm-run", SENDER, "rm", "-rf", "holiday")
