@@ -191,7 +191,9 @@ class Machines:
                 said = await self.hypervisor.console(running.id)
             except HypervisorError:
                 said = _tail(log)
-            raise BootFailed(f"{running.name} did not start within {START_DEADLINE_S:g} s, or ended", said) from error
+            runs = found is not None and found.process is not None and found.process.running
+            how = f"was not ready within {START_DEADLINE_S:g} s" if runs else "ended before it was ready"
+            raise BootFailed(f"{running.name} {how}", said) from error
 
     async def _hello(self, vm: VmId, process: Process) -> None:
         end = time.monotonic() + START_DEADLINE_S

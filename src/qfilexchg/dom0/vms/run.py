@@ -150,9 +150,12 @@ async def _begin(path: str, user: str, argv: Sequence[bytes], window: tuple[int,
                             rest = seeker.feed(data)
                             if rest is not None:
                                 return Session(reader, writer, rest)
-                    break
+                    raise NoAnswer("the VM has just ended")
                 except TimeoutError:
                     writer.close()
+                except ConnectionError as error:
+                    writer.close()
+                    raise NoAnswer("the VM has just ended") from error
                 except BaseException:
                     writer.close()
                     raise

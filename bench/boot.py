@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""How long a VM takes from ``qvm-start`` until it answers, and what it costs the host.
+
+    bench/boot.py [--rounds N]
+
+Uses a home of its own, with the template from the cache. Processor seconds are QEMU's own until the VM answered: unlike the time
+on the clock they hardly change when the host is busy. Memory is what this VM alone takes (Pss), and its share of it that is
+QEMU's and not the guest's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import services, template
+from qfilexchg.dom0.vms.collection import Label
+from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.protocol.names import VmName
+
+MEMORY_MIB = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    wall_s: float
+    processor_s: float
+    memory_mib: float
+    guest_mib: float
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> tuple[float, float]:
+    """The process's proportional share of memory, and the part in its largest mapping, which is the guest's."""
+    shares: list[int] = []
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+        if line.startswith("Pss:"):
+            shares.append(int(line.split()[1]))
+    return sum(shares) / 1024, max(shares) / 1024
+
+
+async def one_round(machines: Machines, name: VmName) -> Round:
+    began = time.monotonic()
+    await machines.start(name, lambda _: None)
+    wall_s = time.monotonic() - began
+    process = machines.running()[name].process
+    assert process
+    processor_s = processor_seconds(process.pid)
+    memory, guest = memory_mib(process.pid)
+    await machines.kill(name)
+    return Round(wall_s, processor_s, memory, guest)
+
+
+async def measure(home: Home, rounds: int) -> list[Round]:
+    machines = Machines(home)
+    name = VmName.parse("bench")
+    await machines.create(name, Label.GRAY, MEMORY_MIB)
+    try:
+        with services.toolstack_lock(home):
+            services.start(home)
+        return [await one_round(machines, name) for _ in range(rounds)]
+    finally:
+        await machines.down(lambda _: None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="qx-") as folder:
+        os.environ["QFILEXCHG_HOME"] = folder
+        home = Home.from_environment()
+        template.build(home, lambda line: print(line, file=sys.stderr))
+        results = asyncio.run(measure(home, rounds))
+    host = f"{len(os.sched_getaffinity(0))} processors, load {os.getloadavg()[0]:.1f}"
+    print(f"cold boot to an answer, {rounds} rounds, {host}, guest memory {MEMORY_MIB} MiB")
+    print(f"{'':24}{'median':>8}{'least':>8}{'most':>8}")
+    for title, unit, values in (
+        ("time", "s", [found.wall_s for found in results]),
+        ("QEMU's processor time", "s", [found.processor_s for found in results]),
+        ("memory of the host", "MiB", [found.memory_mib for found in results]),
+        ("  of it the guest's", "MiB", [found.guest_mib for found in results]),
+    ):
+        print(f"{title:24}{statistics.median(values):8.2f}{min(values):8.2f}{max(values):8.2f} {unit}")
+
+
+if __name__ == "__main__":
+    main()
