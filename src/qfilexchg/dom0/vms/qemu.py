@@ -100,19 +100,22 @@ class Qemu:
             return {}
 
     async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
-        async with self._session(vm, f"attach {slot.value}", ATTACH_DEADLINE_S) as qmp:
-            held = await _image(qmp, slot)
-            if held is not None and held != image:
-                raise HypervisorError(f"domain {vm.domain} has another image as {slot.value}", str(held))
-            if held is not None and await _has_disk(qmp, slot):
-                return
-            try:
+        begun = False
+        try:
+            async with self._session(vm, f"attach {slot.value}", ATTACH_DEADLINE_S) as qmp:
+                held = await _image(qmp, slot)
+                if held is not None and held != image:
+                    raise HypervisorError(f"domain {vm.domain} has another image as {slot.value}", str(held))
+                if held is not None and await _has_disk(qmp, slot):
+                    return
+                begun = True
                 if held is None:
                     await qmp.execute("blockdev-add", _node(slot, image))
                 await qmp.execute("device_add", _disk(slot))
-            except BaseException:
+        except BaseException:
+            if begun:
                 await self._undo(vm, slot)
-                raise
+            raise
 
     async def _undo(self, vm: VmId, slot: Slot) -> None:
         """Take back a half-made attachment. A VM that cannot even be asked is killed: the image must be in one place only."""
