@@ -150,16 +150,16 @@ def deliver(cargo: Cargo, target: VmName, outgoing: Outgoing, slot: Slot, progre
         interruption.shield()
         progress.state("Giving the pendrive back…")
         if mounted:
-            _unmount(slot, progress)
+            _abandon(slot, progress)
         if outgoing.give_back():
             progress.say("It was too late to stop: the pendrive has been delivered.")
             return
         raise
 
 
-def _unmount(slot: Slot, progress: Progress) -> None:
+def _abandon(slot: Slot, progress: Progress) -> None:
     try:
-        slot.unmount()
+        slot.abandon()
     except QfilexchgError as error:
         # dom0 takes the disk away all the same.
         progress.say(f"{_COMMAND}: {error}")

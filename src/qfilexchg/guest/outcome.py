@@ -74,8 +74,19 @@ class Occupied(CallerError):
     def __str__(self) -> str:
         return (
             "this VM already has an outgoing pendrive. Wait if another copy is running; "
-            "if one was broken off, end it with: umount /mnt/outgoing; /usr/lib/qubes/qubes_penctl cancel"
+            "if one was broken off, end it with: /usr/lib/qubes/qubes_penctl cancel"
         )
+
+
+class StillMounted(CallerError):
+    """A pendrive cannot leave while its files are in use."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"the pendrive is still mounted: first umount {self.folder}"
 
 
 class Failed(HostError):
@@ -108,6 +119,7 @@ _STATUSES = (
     (CannotBeHeld, CANNOT_BE_HELD),
     (NoRoom, NO_ROOM),
     (Occupied, OCCUPIED),
+    (StillMounted, OCCUPIED),
     (Cancelled, CANCELLED),
 )
 

@@ -6,9 +6,10 @@ import sys
 
 from qfilexchg.errors import QfilexchgError
 from qfilexchg.guest.interruption import Cancelled, Interruption
-from qfilexchg.guest.outcome import DONE, Failed, Refused, Usage, exit_status
+from qfilexchg.guest.outcome import DONE, Failed, Refused, StillMounted, Usage, exit_status
 from qfilexchg.guest.outgoing import Outgoing
 from qfilexchg.guest.request import Exchange, fresh_id
+from qfilexchg.guest.slot import OUTGOING
 from qfilexchg.protocol.names import DISPOSABLE, VmName
 from qfilexchg.protocol.qpen import SEQ_MAX, SIZE_DIGITS_MAX, Request
 from qfilexchg.xenstore.blocking import Store
@@ -31,13 +32,14 @@ Asks dom0 for one step of a file exchange, prints each of its answers on a line,
   new       an empty pendrive, which appears as /dev/xvdg; of 1 GiB if BYTES does not say otherwise
   send      hand the pendrive in /dev/xvdg to another VM; unmount it first. The person in dom0 may be asked
   umount    done with the pendrive in /dev/xvdh; dom0 deletes it
-  cancel    give back the pendrive in /dev/xvdg, whatever is on it, even while the person is asked
+  cancel    unmount and give back the pendrive in /dev/xvdg, whatever is on it, even while the person is asked
   status    which pendrives this VM has
   killme    destroy this DisposableVM
 
 Ctrl-C during new or send gives the pendrive back.
 
-Exit status: 0 done, 1 broken, 2 not understood, 3 refused, 5 larger than a pendrive may be, 6 there is one already, 130 cancelled
+Exit status: 0 done, 1 broken, 2 not understood, 3 refused, 5 larger than a pendrive may be,
+             6 there is one already, or it is still mounted, 130 cancelled
 """
 
 _COMMAND: Final = "qubes_penctl"
@@ -75,12 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     try:
         request = parse(words)
+        _prepare(request)
         with Interruption() as interruption, Store.open() as store:
             _carry_out(request, Exchange(store, interruption), interruption)
     except QfilexchgError as error:
         sys.stderr.write(f"{_COMMAND}: {error}\n")
         return exit_status(error)
     return DONE
+
+
+def _prepare(request: Request) -> None:
+    """See to it that dom0 takes no disk away under a mounted filesystem."""
+    if request.verb in ("send", "cancel") and OUTGOING.mounted():
+        if request.verb == "send":
+            raise StillMounted(OUTGOING.folder)
+        OUTGOING.abandon()
 
 
 def _carry_out(request: Request, exchange: Exchange, interruption: Interruption) -> None:

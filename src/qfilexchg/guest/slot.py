@@ -175,6 +175,10 @@ class Slot:
     def unmount(self) -> None:
         self._run("/usr/bin/umount", "--", self.folder, deadline_s=UNMOUNT_S)
 
+    def abandon(self) -> None:
+        """Unmount what nobody needs any more, even if somebody still has a file of it open."""
+        self._run("/usr/bin/umount", "--lazy", "--", self.folder, deadline_s=UNMOUNT_S)
+
 
 OUTGOING = Slot("/dev/xvdg", "/mnt/outgoing")
 INCOMING = Slot("/dev/xvdh", "/mnt/incoming")

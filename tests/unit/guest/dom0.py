@@ -283,3 +283,8 @@ class OutgoingFolder:
         assert self.is_mounted
         self.calls.append("unmount")
         self.is_mounted = False
+
+    def abandon(self) -> None:
+        assert self.is_mounted
+        self.calls.append("abandon")
+        self.is_mounted = False

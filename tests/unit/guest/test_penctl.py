@@ -7,12 +7,32 @@ import pytest
 from qfilexchg.guest import penctl
 from qfilexchg.guest.outcome import Usage
 from qfilexchg.guest.penctl import HELP, main, parse
+from qfilexchg.guest.slot import Slot
 from qfilexchg.protocol.names import BadName
 from qfilexchg.xenstore.blocking import Store
 from tests.unit.guest.dom0 import Dom0
 
 
-@pytest.fixture
+class OutgoingSlot(Slot):
+    """A slot that is mounted or not, by a flag."""
+
+    is_mounted = False
+
+    def mounted(self) -> bool:
+        return self.is_mounted
+
+    def abandon(self) -> None:
+        self.is_mounted = False
+
+
+@pytest.fixture(autouse=True)
+def slot(monkeypatch: pytest.MonkeyPatch) -> OutgoingSlot:
+    slot = OutgoingSlot("/dev/xvdg", "/mnt/outgoing")
+    monkeypatch.setattr(penctl, "OUTGOING", slot)
+    return slot
+
+
+@pytest.fixture(autouse=True)
 def dom0(monkeypatch: pytest.MonkeyPatch) -> Dom0:
     dom0 = Dom0()
     monkeypatch.setattr(Store, "open", lambda: dom0)
@@ -114,3 +134,16 @@ def test_ctrl_c_during_an_umount_takes_nothing_back(dom0: Dom0) -> None:
     dom0.cancel_at = 1
     assert main(["umount"]) == 130
     assert dom0.pendrive == "clean"
+
+
+def test_a_mounted_pendrive_is_not_sent(dom0: Dom0, slot: OutgoingSlot, capsys: pytest.CaptureFixture[str]) -> None:
+    dom0.pendrive, slot.is_mounted = "clean", True
+    assert main(["send", "work"]) == 6
+    assert capsys.readouterr().err == "qubes_penctl: the pendrive is still mounted: first umount /mnt/outgoing\n"
+    assert dom0.pendrive == "clean"
+
+
+def test_a_mounted_pendrive_is_unmounted_before_it_is_given_back(dom0: Dom0, slot: OutgoingSlot) -> None:
+    dom0.pendrive, slot.is_mounted = "clean", True
+    assert main(["cancel"]) == 0
+    assert (dom0.pendrive, slot.is_mounted) == ("none", False)
