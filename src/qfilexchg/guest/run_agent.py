@@ -171,9 +171,10 @@ def _become(account: pwd.struct_passwd, start: Start, streams: tuple[int, int, i
             os.fchown(0, account.pw_uid, -1)
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
             signal.signal(ignored, signal.SIG_DFL)
-        os.initgroups(account.pw_name, account.pw_gid)
-        os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-        os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+        if os.geteuid() != account.pw_uid or account.pw_uid == 0:
+            os.initgroups(account.pw_name, account.pw_gid)
+            os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+            os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
         os.umask(0o022)
         os.chdir(account.pw_dir)
         os.execvpe(start.argv[0], start.argv, _environment(account, start))  # noqa: S606 -- argv as dom0 gave it, no shell wanted

@@ -17,6 +17,7 @@ from qfilexchg.dom0.programs import ProgramFailed, run
 from qfilexchg.dom0.vms.processes import boot_id
 from qfilexchg.dom0.vms.template import Template
 
+KVM_DEVICE = Path("/dev/kvm")
 PROBE_DEADLINE_S = 5.0
 
 
@@ -53,9 +54,9 @@ async def choose(home: Home, template: Template) -> Choice:
     if not has_virtualisation(_cpuinfo()):
         return Choice(Accelerator.TCG, "the processor shows no virtualisation (neither vmx nor svm in /proc/cpuinfo)")
     try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        return Choice(Accelerator.TCG, f"/dev/kvm does not open ({error.strerror}); members of the group kvm may open it")
+        return Choice(Accelerator.TCG, f"{KVM_DEVICE} does not open ({error.strerror}); members of the group kvm may open it")
     file = home.cache / "acceleration.json"
     choice = _remembered(file)
     if choice is None:

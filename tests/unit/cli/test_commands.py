@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.cli import __main__ as dispatcher
+from qfilexchg.dom0.cli.commands import COMMANDS
+from qfilexchg.dom0.cli.run import harmless
+
+BIN = Path(__file__).parents[3] / "bin"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there_and_in_bin(name: str) -> None:
+    module, _, function = COMMANDS[name].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert (BIN / name).readlink() == Path(".run")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in COMMANDS if name.startswith("qvm-")))
+def test_help_says_what_the_exit_statuses_mean(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dispatcher.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "Exit status: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_bin_runs_from_anywhere(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "QFILEXCHG_HOME": str(tmp_path / "h"), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([BIN / "qvm-ls"], env=environment, cwd="/", capture_output=True, check=True)
+    assert done.stdout.split() == b"NAME STATE DOMAIN LABEL MEMORY TYPE".split()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QFILEXCHG_HOME", str(tmp_path / "h"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "h"
+
+
+@pytest.mark.parametrize("name", ["qvm-start", "qvm-shutdown", "qvm-kill", "qvm-remove"])
+def test_a_vm_that_is_not_there_is_one_plain_line(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main([name, "work"]) == 1
+    said = capsys.readouterr().err
+    assert said == f"{name}: there is no VM work: 'qvm-ls' lists them, 'qvm-create work' makes one\n"
+
+
+def test_running_a_command_has_a_failure_status_that_commands_rarely_have(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main(["qvm-run", "work", "true"]) == 125
+    assert "there is no VM work" in capsys.readouterr().err
+
+
+def test_no_vm_is_created_without_a_template(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main(["qvm-create", "work"]) == 1
+    assert "qvm-template build" in capsys.readouterr().err
+    assert dispatcher.main(["qvm-ls"]) == 0
+    assert "work" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["qvm-create", "-x"],
+        ["qvm-create", "dom 0"],
+        ["qvm-create", "work", "--memory", "1"],
+        ["qvm-create", "work", "--label", "pink"],
+        ["qvm-run", "work"],
+    ],
+)
+def test_what_is_not_understood_is_status_2(arguments: list[str], home: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dispatcher.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_an_unknown_command_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main(["qvm-fly"]) == 2
+    assert "qvm-start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/", ".", "..", "x/.."])
+def test_what_has_no_name_is_not_copied_out(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main(["qvm-copy-out", "work", name]) == 1
+    assert "no name of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\tline\r\n", "plain\tline\r\n"),
+        ("\x1b]0;title\x07", "\ufffd]0;title\ufffd"),
+        ("\x9b31m", "\ufffd31m"),
+        ("naïve 例", "naïve 例"),
+        ("\u202e", "\ufffd"),
+    ],
+)
+def test_a_terminal_is_shown_no_control_characters(text: str, shown: str) -> None:
+    assert harmless(text) == shown

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.cli import doctor
+from qfilexchg.dom0.cli.doctor import Check, Verdict
+from qfilexchg.dom0.home import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "data", tmp_path / "run", tmp_path / "cache")
+
+
+def found(home: Home) -> dict[str, Check]:
+    return {check.what: check for check in doctor.checks(home)}
+
+
+def test_an_empty_home_lacks_a_template_and_is_left_empty(home: Home, tmp_path: Path) -> None:
+    checks = found(home)
+    assert checks["template"].verdict is Verdict.BAD
+    assert "qvm-template build" in checks["template"].said
+    assert checks["acceleration"].verdict is Verdict.NOTE
+    assert "qvm-start" in checks["qxenstored"].said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_program_is_bad_and_names_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROGRAMS", ("no-such-program",))
+    monkeypatch.setattr(doctor, "BUILD_PROGRAMS", ())
+    assert found(home)["no-such-program"].verdict is Verdict.BAD
+
+
+def test_a_full_disk_is_bad(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TEMPLATE_BYTES", 1 << 60)
+    assert found(home)["disk"].verdict is Verdict.BAD
+
+
+@pytest.mark.parametrize(
+    ("subuid", "switch", "verdict"),
+    [
+        (f"{os.getuid()}:100000:65536\n", "1", Verdict.GOOD),
+        (f"{os.getuid()}:100000:65536\n", None, Verdict.GOOD),
+        (f"{os.getuid()}:100000:65536\n", "0", Verdict.BAD),
+        ("somebody:100000:65536\n", "1", Verdict.BAD),
+        (None, "1", Verdict.BAD),
+    ],
+)
+def test_building_without_root_needs_ids_and_a_willing_kernel(
+    subuid: str | None, switch: str | None, verdict: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USER", raising=False)
+    for name, content in (("subuid", subuid), ("switch", switch)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    assert doctor.subordinate_ids("building", tmp_path / "subuid", tmp_path / "switch").verdict is verdict
+
+
+def test_the_report_is_a_table_and_its_status_tells_whether_something_is_bad(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [Check("one", Verdict.GOOD, "fine"), Check("second", Verdict.NOTE, "well")]
+    monkeypatch.setattr(doctor, "checks", lambda: checks)
+    assert doctor.report() == 0
+    assert capsys.readouterr().out == "ok    one     fine\nnote  second  well\n"
+    checks.append(Check("third", Verdict.BAD, "mend it"))
+    assert doctor.report() == 1

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.vms import initrd
+
+DEPENDENCIES = """\
+kernel/fs/fat/vfat.ko: kernel/fs/fat/fat.ko
+kernel/fs/fat/fat.ko:
+kernel/drivers/virtio/virtio-rng.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko
+kernel/drivers/virtio/virtio_ring.ko:
+"""
+
+
+def test_each_module_comes_after_what_it_needs_and_once() -> None:
+    order = [Path(module).stem for module in initrd.load_order(DEPENDENCIES, ("virtio_rng", "virtio", "vfat"))]
+    assert order == ["virtio_ring", "virtio", "virtio-rng", "fat", "vfat"]
+
+
+def test_a_module_that_the_kernel_lacks_is_an_error() -> None:
+    with pytest.raises(KeyError, match="nosuch"):
+        initrd.load_order(DEPENDENCIES, ("nosuch",))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An unpacked system with one kernel, whose modules need nothing."""
+    modules = tmp_path / "lib/modules/6.1.0"
+    modules.mkdir(parents=True)
+    for name in initrd.MODULES:
+        (modules / f"{name}.ko").write_text(name)
+    (modules / "modules.dep").write_text("".join(f"{name}.ko:\n" for name in initrd.MODULES))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/busybox").write_bytes(b"busy")
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="the cpio program is not installed; VMs boot from these archives anyway")
+def test_the_archive_is_one_that_cpio_reads(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["cpio", "-id", "--quiet"], input=initrd.build(root, b"#!init"), cwd=target, check=True)
+    assert {path.name for path in target.iterdir()} == {"init", *initrd.FOLDERS}
+    assert ((target / "init").read_bytes(), (target / "init").stat().st_mode & 0o777) == (b"#!init", 0o755)
+    assert (target / "bin/busybox").read_bytes() == b"busy"
+    assert (target / "modules/order").read_text().split() == [f"{name}.ko" for name in initrd.MODULES]
+
+
+def test_the_same_input_gives_the_same_bytes(root: Path) -> None:
+    assert initrd.build(root, b"init") == initrd.build(root, b"init")
+    assert initrd.build(root, b"init") != initrd.build(root, b"other")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import qemu_command
+from qfilexchg.dom0.vms.acceleration import Accelerator
+from qfilexchg.dom0.vms.hypervisor import Slot
+from qfilexchg.dom0.vms.template import Template
+from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
+from qfilexchg.protocol.names import DomainId, VmName
+
+HOME = Home(Path("/h"), Path("/h/run"), Path("/c"))
+
+
+def words(accelerator: Accelerator = Accelerator.TCG, home: Home = HOME) -> list[str]:
+    name = VmName.parse("work")
+    disk = home.vm(name) / "private.img"
+    machine = qemu_command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator)
+    return qemu_command.command(machine, home)
+
+
+def values(option: str, found: list[str]) -> list[str]:
+    return [value for word, value in pairwise(found) if word == option]
+
+
+def test_the_vm_has_no_network_no_display_and_nothing_by_default() -> None:
+    found = words()
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(found)
+    assert values("-display", found) == ["none"]
+    assert not any("net" in device or "vga" in device.lower() for device in values("-device", found))
+    assert not {"-nic", "-net", "-netdev", "-vnc", "-spice"} & set(found)
+
+
+def test_qemu_may_start_no_program_and_gain_no_privilege() -> None:
+    (sandbox,) = values("-sandbox", words())
+    assert sandbox.split(",") == ["on", "obsolete=deny", "elevateprivileges=deny", "spawn=deny", "resourcecontrol=deny"]
+
+
+def test_disks_are_raw_and_only_the_vms_own_can_be_written() -> None:
+    disks = {disk["node-name"]: disk for disk in map(json.loads, values("-blockdev", words()))}
+    assert {name: (disk["driver"], disk["read-only"], disk["file"]["filename"]) for name, disk in disks.items()} == {
+        "root": ("raw", True, "/t/root.img"),
+        "private": ("raw", False, "/h/vms/work/private.img"),
+    }
+
+
+def test_a_full_host_disk_is_the_vms_error_and_does_not_stop_it() -> None:
+    disks = [json.loads(device) for device in values("-device", words()) if device.startswith("{")]
+    assert [disk["serial"] for disk in disks] == ["root", "private"]
+    assert all((disk["werror"], disk["rerror"]) == ("report", "report") for disk in disks)
+
+
+def test_every_port_has_its_own_socket_as_the_sides_agreed() -> None:
+    found = words()
+    chardevs = (chardev for chardev in values("-chardev", found) if chardev.startswith("socket,"))
+    sockets = dict(chardev.removeprefix("socket,id=").split(",", 1) for chardev in chardevs)
+    ports = {}
+    for device in values("-device", found):
+        if device.startswith("virtserialport"):
+            fields = dict(field.split("=") for field in device.split(",")[1:])
+            ports[fields["name"]] = sockets[fields["chardev"]]
+    assert ports == {
+        **dict.fromkeys(STORE_PORTS, "path=/h/run/store/domain/7"),
+        **{name: f"path=/h/run/domain/7/run.{number}.socket,server=on,wait=off" for number, name in enumerate(RUN_PORTS)},
+    }
+
+
+def test_each_slot_has_a_pcie_port_that_is_free_for_hotplug() -> None:
+    ports = [device for device in values("-device", words()) if device.startswith("pcie-root-port")]
+    assert ports == [f"pcie-root-port,id=pen-{slot.value},chassis={number},slot={number}" for number, slot in enumerate(Slot, start=1)]
+
+
+def test_what_the_vms_kernel_says_is_kept_in_a_ring() -> None:
+    (console,) = (chardev for chardev in values("-chardev", words()) if "id=console" in chardev)
+    assert console.startswith("ringbuf,")
+
+
+@pytest.mark.parametrize(("accelerator", "processor"), [(Accelerator.TCG, "max"), (Accelerator.KVM, "host")])
+def test_only_an_emulated_processor_goes_without_mitigations(accelerator: Accelerator, processor: str) -> None:
+    found = words(accelerator)
+    assert values("-cpu", found) == [processor]
+    assert ("mitigations=off" in values("-append", found)[0].split()) == (accelerator is Accelerator.TCG)
+
+
+def test_a_comma_in_the_homes_path_does_not_end_an_option() -> None:
+    found = words(home=Home(Path("/a,b"), Path("/a,b/run"), Path("/c")))
+    assert any("path=/a,,b/run/domain/7/qmp," in value for value in values("-chardev", found))
+    assert json.loads(values("-blockdev", found)[1])["file"]["filename"] == "/a,b/vms/work/private.img"

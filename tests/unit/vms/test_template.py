@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.template import RECIPE, TemplateMissing, current, recipe_hash
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    file = tmp_path / "vm.deb"
+    file.write_bytes(b"package")
+    return file
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RECIPE, tmp_path / "image"))
+
+
+def test_a_template_is_named_by_its_recipe_wherever_that_lies(recipe: Path, package: Path) -> None:
+    assert recipe_hash(recipe, package) == recipe_hash(RECIPE, package)
+
+
+def test_any_change_of_the_recipe_or_the_package_names_another_template(recipe: Path, package: Path) -> None:
+    names = {recipe_hash(recipe, package)}
+    (recipe / "packages").write_text((recipe / "packages").read_text() + "strace\n")
+    names.add(recipe_hash(recipe, package))
+    (recipe / "masked-units").rename(recipe / "masked")
+    names.add(recipe_hash(recipe, package))
+    package.write_bytes(b"another")
+    names.add(recipe_hash(recipe, package))
+    assert len(names) == 4
+
+
+def test_moving_bytes_from_one_file_to_the_next_names_another_template(tmp_path: Path, package: Path) -> None:
+    names = set()
+    for number, contents in enumerate((("ab", "c"), ("a", "bc"))):
+        recipe = tmp_path / str(number)
+        recipe.mkdir()
+        for name, content in zip("xy", contents, strict=True):
+            (recipe / name).write_text(content)
+        names.add(recipe_hash(recipe, package))
+    assert len(names) == 2
+
+
+def test_no_template_is_said_with_the_command_that_builds_one(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "run", tmp_path / "cache")
+    with pytest.raises(TemplateMissing, match="qvm-template build"):
+        current(home)
+    (tmp_path / "template").symlink_to(tmp_path / "cache/images/gone")
+    with pytest.raises(TemplateMissing):
+        current(home)
+
+
+def test_units_are_masked_once_each_in_order() -> None:
+    units = (RECIPE / "masked-units").read_text().split()
+    assert units == sorted(set(units))
