@@ -180,7 +180,7 @@ def _build(template: Template, workshop: Path, package: Path, say: Callable[[str
     size_bytes = archive.stat().st_size + SPARE_BYTES
     archive.unlink()
     # No journal: nobody ever writes to it. A fixed block size, as mke2fs would choose by the size alone.
-    ext4 = ("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode", "-d", str(root))
+    ext4 = (find_program("mke2fs"), "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode", "-d", str(root))
     _run("fakeroot", "-i", str(owners), "--", *ext4, str(template.root), f"{size_bytes >> 10}k")
 
     say("preparing the kernel and its initrd")
