@@ -6,7 +6,7 @@ import sys
 
 from qfilexchg.errors import QfilexchgError
 from qfilexchg.guest.interruption import Cancelled, Interruption
-from qfilexchg.guest.outcome import DONE, Failed, Refused, StillMounted, Usage, exit_status
+from qfilexchg.guest.outcome import BROKEN, DONE, Failed, Refused, StillMounted, Usage, exit_status
 from qfilexchg.guest.outgoing import Outgoing
 from qfilexchg.guest.request import Exchange, fresh_id
 from qfilexchg.guest.slot import OUTGOING
@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QfilexchgError as error:
         sys.stderr.write(f"{_COMMAND}: {error}\n")
         return exit_status(error)
+    except OSError as error:  # a folder that is missing, or nobody who reads what is printed
+        sys.stderr.write(f"{_COMMAND}: {error}\n")
+        return BROKEN
     return DONE
 
 

@@ -147,3 +147,9 @@ def test_a_mounted_pendrive_is_unmounted_before_it_is_given_back(dom0: Dom0, slo
     dom0.pendrive, slot.is_mounted = "clean", True
     assert main(["cancel"]) == 0
     assert (dom0.pendrive, slot.is_mounted) == ("none", False)
+
+
+def test_a_folder_that_is_missing_is_told(slot: OutgoingSlot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(penctl, "OUTGOING", Slot("/dev/xvdg", "/nowhere/outgoing"))
+    assert main(["send", "work"]) == 1
+    assert "/nowhere" in capsys.readouterr().err
