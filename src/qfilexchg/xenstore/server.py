@@ -94,7 +94,9 @@ class Listener:
         self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
-        """Take no more connections; those that wait, or are being accepted, are refused."""
+        """Take no more connections; those that wait, or are being accepted, are refused. A second time is harmless."""
+        if not self.is_open:
+            return
         self.is_open = False
         self.path.unlink(missing_ok=True)
         self._loop.remove_reader(self._socket)
@@ -153,9 +155,9 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._open = False
+        self.gone.set_result(None)
         if hasattr(self, "_connection"):
             self._server.disconnected(self._connection)
-        self.gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)

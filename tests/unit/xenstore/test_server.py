@@ -353,15 +353,25 @@ def test_the_program_serves_until_it_is_told_to_end(folder: Path, number: signal
     with qxenstored(folder / "run") as program:
         assert program.stderr is not None
         assert program.stderr.readline().endswith(f"qxenstored: serving {folder}/run/socket\n")
-        with socket.socket(socket.AF_UNIX) as dom0:
-            dom0.settimeout(10)
+        with socket.socket(socket.AF_UNIX) as dom0, socket.socket(socket.AF_UNIX) as vm:
+            for peer in (dom0, vm):
+                peer.settimeout(10)
             dom0.connect(os.fspath(folder / "run" / "socket"))
+            dom0.send(Packet(Op.WATCH, b"@releaseDomain\0t\0").encode())
             dom0.send(Packet(Op.INTRODUCE, b"5\x001\x002\0").encode())
-            assert dom0.recv(100).endswith(b"OK\0")
+            while not (folder / "run" / "domain" / "5").exists():
+                assert dom0.recv(100)
+            vm.connect(os.fspath(folder / "run" / "domain" / "5"))
+            vm.send(Packet(Op.READ, b"key\0").encode())
+            assert vm.recv(100)
             program.send_signal(number)
-            assert dom0.recv(100) == b""
+            assert vm.recv(100) == b""
         assert program.wait(10) == 0
-        assert program.stderr.read().count("\n") == 2  # introduced, ended
+        assert [line.split(": ", 1)[1] for line in program.stderr.read().splitlines()] == [
+            "domain 5: introduced",
+            "domain 5: released",
+            "ended",
+        ]
     assert sorted(path.name for path in (folder / "run").rglob("*")) == ["domain", "lock"]
 
 
