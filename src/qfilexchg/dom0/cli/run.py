@@ -93,17 +93,21 @@ async def _console(name: VmName, user: str) -> int:
         raise NoTerminal
     home = Home.from_environment()
     vm = Machines(home).running_id(name)
-    size = os.get_terminal_size()
     shell = ["sh", "-c", 'exec "${SHELL:-/bin/sh}" -l']  # the VM's user's own, which only the VM knows
-    async with vm_run.session(home, vm.domain, shell, user=user, window=(size.lines, size.columns)) as session:
+    async with vm_run.session(home, vm.domain, shell, user=user, window=_terminal_size()) as session:
         with _raw_terminal():
 
             def resize() -> None:
-                size = os.get_terminal_size()
-                session.resize(size.lines, size.columns)
+                session.resize(*_terminal_size())
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, resize)
             return await _converse(session, StandardInput(ESCAPE), lambda data: _write_all(1, data), lambda data: _write_all(2, data))
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Rows and columns; a terminal that nobody has given a size says 0."""
+    size = os.get_terminal_size()
+    return size.lines or 24, size.columns or 80
 
 
 async def _converse(
@@ -147,7 +151,7 @@ class StandardInput:
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the shell
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ DETACH_DEADLINE_S = 60.0
 QUERY_DEADLINE_S = 30.0
 QUIT_DEADLINE_S = 10.0
 _KILL_DEADLINE_S = 10.0
-_NODE_STEP_S = 0.01
+_STEP_S = 0.01
 
 _RECORD, _PROCESS = "vm", "process"
 
@@ -190,7 +190,7 @@ class Qemu:
         qmp = QMPClient(f"domain {vm.domain}")
         try:
             async with asyncio.timeout(deadline_s):
-                await qmp.connect(str(qemu_command.qmp_socket(self._home, vm.domain)))
+                await _connect(qmp, qemu_command.qmp_socket(self._home, vm.domain), found.process)
                 yield qmp
         except ExecuteError as error:
             raise HypervisorError(what, str(error)) from error
@@ -207,6 +207,18 @@ class Qemu:
 def vm_path(uuid: UUID) -> str:
     """The store's path of what does not change from one run of a VM to the next."""
     return f"/vm/{uuid}"
+
+
+async def _connect(qmp: QMPClient, path: Path, process: Process) -> None:
+    """Connect to QEMU, which makes its socket a moment after its process is there; nothing tells when."""
+    while True:
+        try:
+            await qmp.connect(str(path))
+            return
+        except ConnectError as error:
+            if not isinstance(error.exc, FileNotFoundError | ConnectionRefusedError) or not process.running:
+                raise
+        await asyncio.sleep(_STEP_S)
 
 
 async def _disconnect(qmp: QMPClient) -> None:
@@ -296,4 +308,4 @@ async def _delete_node(qmp: QMPClient, node: str) -> None:
         except ExecuteError as error:
             if "in use" not in str(error) or time.monotonic() > end:
                 raise
-            await asyncio.sleep(_NODE_STEP_S)
+            await asyncio.sleep(_STEP_S)
