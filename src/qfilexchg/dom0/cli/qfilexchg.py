@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from qfilexchg.dom0.cli import doctor
 from qfilexchg.dom0.cli.arguments import parser
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import services
 from qfilexchg.dom0.vms.machines import Machines
 
 
@@ -16,10 +17,21 @@ def main(arguments: Sequence[str]) -> int:
     args = parser("qfilexchg", "Look after this installation of qfilexchg.")
     commands = args.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="check all that is needed, and say how to mend what is missing")
+    commands.add_parser("up", help="start the daemons of this home where they do not run; 'qvm-start' does so too")
     commands.add_parser("down", help="stop all VMs and daemons of this home")
     match args.parse_args(arguments).command:
         case "doctor":
             return doctor.report()
+        case "up":
+            home = Home.from_environment()
+            home.make()
+            with services.toolstack_lock(home):
+                for name in services.start(home):
+                    _say(f"{name} started")
         case _:
-            asyncio.run(Machines(Home.from_environment()).down(lambda line: print(line, file=sys.stderr)))
-            return 0
+            asyncio.run(Machines(Home.from_environment()).down(_say))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
