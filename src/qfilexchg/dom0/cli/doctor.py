@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def subordinate_ids(what: str, subuid: Path, switch: Path) -> Check:
     """Whether mmdebstrap can use a user namespace: the kernel allows it, and this user has ids to use in it."""
     if switch.exists() and switch.read_text(encoding="ascii").strip() != "1":
         return Check(what, Verdict.BAD, f"the kernel denies user namespaces to users: write 1 into {switch}, or build as root")
-    names = {str(os.getuid()), os.environ.get("USER", "")}
+    names = {str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name}
     lines = subuid.read_text(encoding="utf-8").splitlines() if subuid.exists() else []
     if not any(line.split(":")[0] in names for line in lines):
         return Check(what, Verdict.BAD, f"{subuid} gives this user no ids: install the Debian package uidmap, or build as root")

@@ -13,7 +13,7 @@ from pathlib import Path
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
 """What every VM needs: its disks, its channels, its randomness, its volatile layer, and pendrives without a wait for modprobe."""
 
-FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys", "template", "volatile")
+FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system", "template", "volatile")
 
 
 def build(root: Path, init: bytes) -> bytes:
