@@ -38,8 +38,6 @@ def send(outgoing: Outgoing, interruption: Interruption, target: VmName, mib: in
     start = time.monotonic()
     outgoing.get(PENDRIVE_BYTES)
     OUTGOING.wait_present(interruption)
-    with open(OUTGOING.device, "rb") as disk:
-        disk.read(512)
     usable = time.monotonic()
     OUTGOING.mount()
     fill(mib)
