@@ -121,6 +121,16 @@ class TestRefusals:
             three.world.ask(three.vault, Request(verb, request_id=verb))  # type: ignore[arg-type]
         assert three.states(three.vault) == ["umount failed no-pendrive", "cancel failed no-pendrive"]
 
+    def test_umount_before_dom0_knows_that_the_disk_is_there_is_to_be_tried_again(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.answer(True)
+        three.world.ask(three.personal, Request("umount", request_id="u1"))
+        three.world.finish()
+        three.world.ask(three.personal, Request("umount", request_id="u2"))
+        three.world.finish()
+        three.world.ask(three.personal, Request("umount", request_id="u3"))
+        assert three.states(three.personal) == ["u1 failed no-pendrive", "u2 failed arriving", "u3 accepted"]
+
     def test_an_appvm_is_not_destroyed_on_its_own_word(self, three: Three) -> None:
         three.world.ask(three.work, Request("killme", request_id="k"))
         assert three.world.last(three.work).state == "denied" and not three.world.pending

@@ -207,8 +207,10 @@ class Exchange:
                 self._cancel(vm, request)
             case "umount":
                 pendrive = vm.incoming
-                if pendrive is None or pendrive.phase is not Phase.LOADED:
+                if pendrive is None or pendrive.phase is Phase.LEAVING:
                     self._tell(vm, request.request_id, "failed", "no-pendrive")
+                elif pendrive.phase is not Phase.LOADED:
+                    self._tell(vm, request.request_id, "failed", pendrive.phase.value)  # it has the disk, or will in a moment
                 else:
                     pendrive.request_id = request.request_id
                     self._signal(pendrive, Signal.UMOUNT)
