@@ -49,9 +49,10 @@ class Tour:
         self.times.append((text, time.monotonic() - start))
 
     def run(self, *command: str) -> None:
-        """Run one of our commands with its output on the screen."""
+        """Run one of our commands with its output on the screen. What is typed is not for it, but for the agent."""
         self._show(command)
-        self._check(subprocess.run(self._argv(command), env=self._environment, timeout=DEADLINE_S, check=False), command)
+        argv = self._argv(command)
+        self._check(subprocess.run(argv, env=self._environment, stdin=subprocess.DEVNULL, timeout=DEADLINE_S, check=False), command)
 
     def output(self, *command: str, stdin: bytes = b"") -> str:
         """Run one of our commands and return what it prints."""
