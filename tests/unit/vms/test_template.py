@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.template import RECIPE, TemplateMissing, current, recipe_hash
+from qfilexchg.dom0.vms.template import RECIPE, TemplateMissing, current, prune, recipe_hash
 
 
 @pytest.fixture
@@ -59,3 +60,13 @@ def test_no_template_is_said_with_the_command_that_builds_one(tmp_path: Path) ->
 def test_units_are_masked_once_each_in_order() -> None:
     units = (RECIPE / "masked-units").read_text().split()
     assert units == sorted(set(units))
+
+
+def test_only_templates_that_nobody_has_asked_for_in_a_long_time_are_deleted(tmp_path: Path) -> None:
+    for name in ("00aa", "11bb", ".22cc.building"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "root.img").touch()
+    for name in ("00aa", ".22cc.building"):
+        os.utime(tmp_path / name, (0, 0))
+    prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".22cc.building", "11bb"]

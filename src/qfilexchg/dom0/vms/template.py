@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _PACKAGE_BUILDER = _CHECKOUT / "packaging/build-vm-deb"
 SPARE_BYTES = 64 << 20
 """Room in the root disk beyond its files: ext4's own tables. It stays a hole."""
 _BUILD_DEADLINE_S = 1800.0
+KEEP_UNUSED_S = 14 * 86400
+"""Half a gigabyte each; after a fortnight, building one again costs less than keeping it."""
 
 
 class TemplateMissing(HostError):
@@ -123,12 +126,21 @@ def build(home: Home, say: Callable[[str], None]) -> Template:
             aside.mkdir()
             _build(Template(aside), workshop, package, say)
             aside.rename(folder)
+        os.utime(folder)
+        prune(images)
     link = _link(home)
     fresh = link.with_name(f".template.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder)
     fresh.rename(link)
     return Template(folder)
+
+
+def prune(images: Path) -> None:
+    """Delete templates that nobody has asked for in a long time. A VM that runs from one keeps its open disk."""
+    for folder in images.glob("[0-9a-f]*"):
+        if folder.stat().st_mtime < time.time() - KEEP_UNUSED_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
