@@ -31,6 +31,18 @@ class HomeTooLong(HostError):
         return f"the path {self.run} is too long for Unix sockets: set QFILEXCHG_HOME to a folder with a path of at most {room - 4} bytes"
 
 
+class HomeUnusable(HostError):
+    """A folder of the home cannot be made."""
+
+    def __init__(self, folder: Path, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder = folder
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the folder {self.folder} cannot be made ({self.why}): set QFILEXCHG_HOME to one that can"
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The folders of one installation.
@@ -59,9 +71,12 @@ class Home:
         return cls(data, run, cache)
 
     def make(self) -> None:
-        """Create the folders that are missing, closed to other users."""
+        """Create the folders that are missing, closed to other users. Raises :exc:`HomeUnusable`."""
         for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.log, self.policy):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise HomeUnusable(folder, error.strerror or str(error)) from error
 
     @property
     def store(self) -> Path:
