@@ -164,7 +164,10 @@ class Daemon:
             event = await self._done(effect)
         except QfilexchgError as error:
             log.error("%s: %s", effect.pendrive, error)
-            event = m.Failed(effect.pendrive, str(error))
+            event = self._not_done(effect, str(error))
+        except Exception:  # a defect in one place must not end what others have under way
+            log.exception("%s: %s", effect.pendrive, effect)
+            event = self._not_done(effect, "an internal error, see the log")
         self._inbox.put_nowait(event)
 
     async def _done(self, effect: m.Create | m.Attach | m.Detach | m.Delete | m.Keep) -> m.Event:
@@ -182,18 +185,21 @@ class Daemon:
                 await self._hypervisor.detach(vm.id, slot)
                 return m.Detached(pendrive)
             case m.Delete(pendrive):
-                try:
-                    await pendrives.delete(image)
-                except HostError as error:  # attached nowhere, and never used again: the person can do the rest
-                    self._agents.notify(f"a pendrive is left behind: {error}")
-                    log.error("%s", error)
+                await pendrives.delete(image)
                 return m.Deleted(pendrive)
             case m.Keep(pendrive):
-                try:
-                    return m.Kept(pendrive, str(await pendrives.keep(image, self._home.kept)))
-                except HostError as error:
-                    log.error("%s", error)
-                    return m.Kept(pendrive, str(image))
+                return m.Kept(pendrive, str(await pendrives.keep(image, self._home.kept)))
+
+    def _not_done(self, effect: m.Create | m.Attach | m.Detach | m.Delete | m.Keep, why: str) -> m.Event:
+        """What the machine is told of a failure. An image that is attached nowhere is left where it is: the person can do the rest."""
+        match effect:
+            case m.Delete(pendrive):
+                self._agents.notify(f"a pendrive is left behind: {why}")
+                return m.Deleted(pendrive)
+            case m.Keep(pendrive):
+                return m.Kept(pendrive, str(self._image(pendrive)))
+            case m.Create(pendrive) | m.Attach(pendrive) | m.Detach(pendrive):
+                return m.Failed(pendrive, why)
 
     def _used_bytes(self, entry: m.Entry) -> int:
         return pendrives.used_bytes(self._image(entry.pendrive), entry.baseline_bytes)
@@ -204,7 +210,11 @@ class Daemon:
     # Consent
 
     async def _ask(self, question: m.Question, pendrive: m.PendriveId) -> None:
-        allow, why = await self._decide(question, pendrive)
+        try:
+            allow, why = await self._decide(question, pendrive)
+        except Exception:
+            log.exception("question %d", question.id)
+            allow, why = False, "an internal error, see the log"
         log.info("%s → %s: %s, %s", question.source.name, question.target_name, "allowed" if allow else "denied", why)
         self._inbox.put_nowait(m.Answered(question.id, allow, why))
 
@@ -215,7 +225,8 @@ class Daemon:
         if verdict.action is Action.DENY:
             return False, verdict.reason
         if question.doubt:
-            await asyncio.sleep(random.uniform(*DOUBT_S))  # noqa: S311  no secret: it only blurs a delay
+            if len(self._agents):  # without one, every question is denied at once
+                await asyncio.sleep(random.uniform(*DOUBT_S))  # noqa: S311  no secret: it only blurs a delay
             return False, question.doubt
         if verdict.action is Action.ALLOW and not question.busy:
             return True, verdict.reason

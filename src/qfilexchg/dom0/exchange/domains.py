@@ -23,7 +23,9 @@ from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
 
 PAUSE_S: Final = 0.05
-"""Between two requests of one VM. Stops a VM from filling dom0's time, log and journal; attach and detach take longer anyway."""
+"""Between two requests of one VM. Stops a VM from filling dom0's time and journal; attach and detach take longer anyway."""
+BAD_PAUSE_S: Final = 1.0
+"""After a request that is none, of which each is a line in the log."""
 RETRY_S: Final = 1.0
 """After the hypervisor could not say what runs."""
 
@@ -162,8 +164,8 @@ class Domains:
             line.written.clear()
             request = await self._take(line.vm.id.domain)
             if request:
-                await self._hear(line.vm, request)
-                await asyncio.sleep(PAUSE_S)
+                understood = await self._hear(line.vm, request)
+                await asyncio.sleep(PAUSE_S if understood else BAD_PAUSE_S)
 
     async def _take(self, domain: DomainId) -> bytes:
         path = keys.absolute(domain, keys.REQUEST)
@@ -179,15 +181,17 @@ class Domains:
         except (NoEntry, Again):
             return b""  # the VM ended, or it writes all the time: its next write wakes us again
 
-    async def _hear(self, vm: RunningVm, line: bytes) -> None:
+    async def _hear(self, vm: RunningVm, line: bytes) -> bool:
+        """Deliver a request; whether it was one."""
         try:
             request = parse_request(line)
         except BadRequest as error:
             log.warning("%s: %s", vm.name, error)
             await self.tell(vm.id, Reply(NO_ID, "failed", "bad-request"))
-        else:
-            log.debug("%s: %r", vm.name, request)
-            self._deliver(Requested(vm.id, request, PendriveId(new_id())))
+            return False
+        log.debug("%s: %r", vm.name, request)
+        self._deliver(Requested(vm.id, request, PendriveId(new_id())))
+        return True
 
 
 def _reply(value: bytes) -> Reply | None:
