@@ -98,8 +98,11 @@ class Home:
 
     @property
     def daemon_lock(self) -> Path:
-        """Held by the qfilexchgd that serves this home; holds its process id."""
-        return self.run / "qfilexchgd.lock"
+        """Held by the qfilexchgd that serves this home; holds its process id.
+
+        Beside the journal and the spool, which only one may have: the runtime folder is another one where XDG_RUNTIME_DIR is not set.
+        """
+        return self.data / "qfilexchgd.lock"
 
     def domain(self, domain: DomainId) -> Path:
         """Sockets and the process id of a running QEMU VM."""

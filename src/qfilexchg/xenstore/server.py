@@ -29,7 +29,7 @@ from typing import Self, assert_never, cast
 
 from qfilexchg.errors import HostError
 from qfilexchg.protocol.names import DomainId
-from qfilexchg.xenstore.store import CONNECTIONS_MAX, Close, Connection, Effect, Open, Send, Store, TooManyConnections
+from qfilexchg.xenstore.store import CONNECTIONS_MAX, Close, Connection, Cut, Effect, Open, Send, Store, TooManyConnections
 from qfilexchg.xenstore.wire import Malformed, Op, Packet, Parser
 
 log = logging.getLogger("qxenstored")
@@ -37,7 +37,10 @@ log = logging.getLogger("qxenstored")
 REQUESTS_A_TURN = 16
 """Requests of one client after which the others have their turn."""
 QUEUE_MAX_BYTES = 1 << 20
-"""What may wait for one client. Stops a guest that watches much and reads nothing from filling dom0's memory."""
+"""What may wait for one guest's client. Stops a guest that watches much and reads nothing from filling dom0's memory."""
+DOM0_QUEUE_MAX_BYTES = 64 << 20
+"""The same for a client in dom0, which is not hostile, and which a guest must not be able to get cut off: one transaction of a guest
+makes up to 4 MiB of events below a key that dom0 watches."""
 ACCEPT_PAUSE_S = 1.0
 """Where the host has no file descriptor left, it would fail again at once."""
 RUNDIR_MAX = 107 - len("/domain/.32751")
@@ -186,7 +189,7 @@ class Client(asyncio.Protocol):
         self._queue[key] = message
         self._queued_bytes += len(message)
         self._flush()
-        if self._queued_bytes > QUEUE_MAX_BYTES:
+        if self._queued_bytes > (DOM0_QUEUE_MAX_BYTES if self._listener.domain == DOM0 else QUEUE_MAX_BYTES):
             self.cut(f"it left {self._queued_bytes} bytes unread")
 
     def cut(self, why: str) -> None:
@@ -307,6 +310,9 @@ class Server:
             match effect:
                 case Send(connection, packet):
                     self._clients[connection].send(packet)
+                case Cut(connection):
+                    if connection in self._clients:
+                        self._clients[connection].cut("a change made more events for it than it can have at once")
                 case Open(domain):
                     try:
                         self._listen(domain)

@@ -28,6 +28,11 @@ CONNECTIONS_MAX = 8
 """Of one guest. A VM has four ports; the rest is room for a port that is reopened before the old connection is seen to be gone."""
 
 
+EVENTS_MAX_BYTES = 1 << 20
+"""Of the events that one change may make for one connection of a guest. Its quotas leave room for a transaction of a thousand keys
+below a hundred watches, which would be hundreds of megabytes."""
+
+
 class TooManyConnections(StoreError):
     """A guest has :data:`CONNECTIONS_MAX` already."""
 
@@ -55,6 +60,8 @@ class Connection:
     domain: Domain
     watches: dict[tuple[str, bytes], Watch[Connection]] = field(default_factory=dict)
     transactions: dict[int, View] = field(default_factory=dict)
+    last_transaction: int = 0
+    """Counted here and not for all, else a guest could count what others do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,14 @@ class Close:
     connections: tuple[Connection, ...]
 
 
-Effect: TypeAlias = Send | Open | Close
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Drop ``connection``: a change made more events for it than :data:`EVENTS_MAX_BYTES`, and it did not get them all."""
+
+    connection: Connection
+
+
+Effect: TypeAlias = Send | Open | Close | Cut
 
 
 class Store:
@@ -91,7 +105,6 @@ class Store:
         self._tree = Tree()
         self._watches: Watches[Connection] = Watches()
         self._domains: dict[int, Domain] = {0: Domain(DOM0)}
-        self._last_transaction = 0
 
     def connect(self, domain: int) -> Connection:
         """A new client of an introduced domain. Raises :exc:`TooManyConnections` past :data:`CONNECTIONS_MAX` of a guest."""
@@ -178,9 +191,9 @@ class Store:
         domain = connection.domain
         if not domain.identity.privileged and domain.transactions > self.quota.transactions:
             raise NoSpace("transactions")
-        self._last_transaction = self._last_transaction % 0xFFFF_FFFF + 1
-        connection.transactions[self._last_transaction] = self._view(domain)
-        return [Send(connection, packet.reply(wire.join([str(self._last_transaction)])))]
+        connection.last_transaction = connection.last_transaction % 0xFFFF_FFFF + 1
+        connection.transactions[connection.last_transaction] = self._view(domain)
+        return [Send(connection, packet.reply(wire.join([str(connection.last_transaction)])))]
 
     def _end_transaction(self, connection: Connection, packet: Packet) -> list[Effect]:
         if packet.payload not in (b"T\0", b"F\0"):
@@ -267,12 +280,21 @@ class Store:
     # Events.
 
     def _tell(self, changes: list[Change]) -> list[Effect]:
-        return [
-            _event(watch, change.path)
-            for change in changes
-            for watch in self._watches.hearing(change.path, exactly=change.within)
-            if any(readers.allow(watch.owner.domain.identity, Access.READ) for readers in change.readers)
-        ]
+        effects: list[Effect] = []
+        made_bytes: dict[Connection, int] = {}
+        for change in changes:
+            for watch in self._watches.hearing(change.path, exactly=change.within):
+                owner, identity = watch.owner, watch.owner.domain.identity
+                made = made_bytes.get(owner, 0)
+                if made > EVENTS_MAX_BYTES or not any(readers.allow(identity, Access.READ) for readers in change.readers):
+                    continue
+                event = _event(watch, change.path)
+                effects.append(event)
+                if not identity.privileged:
+                    made_bytes[owner] = made + len(event.packet.payload)
+                    if made_bytes[owner] > EVENTS_MAX_BYTES:
+                        effects.append(Cut(owner))
+        return effects
 
     def _announce(self, special: str) -> list[Effect]:
         return self._tell([Change(special, (self._tree.nodes[special].permissions,), within=False)])

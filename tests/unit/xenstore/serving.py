@@ -74,8 +74,8 @@ class Peer:
         with suppress(ConnectionError):
             await self.writer.wait_closed()
 
-    def send(self, op: int, payload: str | bytes = b"", req_id: int = 0) -> None:
-        self.writer.write(Packet(op, payload.encode() if isinstance(payload, str) else payload, req_id).encode())
+    def send(self, op: int, payload: str | bytes = b"", req_id: int = 0, tx: int = 0) -> None:
+        self.writer.write(Packet(op, payload.encode() if isinstance(payload, str) else payload, req_id, tx).encode())
 
     async def receive(self) -> Packet:
         while (packet := self._parser.next_packet()) is None:
@@ -85,9 +85,9 @@ class Peer:
             self._parser.feed(data)
         return packet
 
-    async def ask(self, op: int, payload: str | bytes = b"") -> bytes:
+    async def ask(self, op: int, payload: str | bytes = b"", tx: int = 0) -> bytes:
         """The reply's payload; passes over events."""
-        self.send(op, payload)
+        self.send(op, payload, tx=tx)
         while (packet := await self.receive()).op == Op.WATCH_EVENT:
             continue
         return packet.payload

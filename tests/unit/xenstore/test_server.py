@@ -223,6 +223,25 @@ class TestHostilePeers:
         assert str(QUEUE_MAX_BYTES)[0] in caplog.text
         assert "unread" in caplog.text
 
+    def test_a_guest_cannot_get_dom0_cut_off_by_one_large_transaction(self) -> None:
+        """dom0 watches the key at which a guest may ask, and so all that the guest makes below it."""
+
+        async def body(folder: Path) -> None:
+            dom0 = await Peer.dom0(folder)
+            await dom0.introduce(VM)
+            vm, other = await Peer.vm(folder, VM), await Peer.vm(folder, VM)
+            await dom0.ask(Op.WATCH, f"/local/domain/{VM}/k\0requests\0")
+            for number in range(120):
+                await other.ask(Op.WATCH, f"k\0{number}{'t' * 2000}\0")
+            tx = int((await vm.ask(Op.TRANSACTION_START, "\0"))[:-1])
+            for number in range(900):
+                await vm.ask(Op.WRITE, f"k/{'A' * 900}/{'B' * 900}/{number // 150}/{number}\0", tx)
+            await vm.ask(Op.TRANSACTION_END, "T\0", tx)
+            assert await other.is_cut(), "its own watches are its own trouble"
+            assert await dom0.ask(Op.READ, f"/local/domain/{VM}/k\0") == b""
+
+        serving(body)
+
     def test_equal_events_that_wait_are_one(self) -> None:
         async def body(folder: Path) -> None:
             dom0 = await Peer.dom0(folder)

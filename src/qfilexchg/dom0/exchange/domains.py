@@ -101,6 +101,8 @@ class Domains:
                 await self._store.transaction(body)
             except NoEntry:
                 log.info("domain %d has ended and is not told", vm.domain)
+            except Again:
+                log.warning("domain %d is not told: its keys change all the time", vm.domain)
 
     async def _synchronise(self) -> None:
         running = {vm.id: vm for vm in (await self._hypervisor.running()).values()}
@@ -131,17 +133,19 @@ class Domains:
         """Make the keys by which a VM can ask, as the toolstack leaves ``device`` read-only to it."""
         domain = vm.id.domain
 
-        async def body(tx: int) -> bytes:
+        async def make(tx: int) -> None:
             await self._store.read(keys.absolute(domain, keys.NAME), tx)
-            for key, perms in ((keys.REQUEST, keys.writable_by(domain)), (keys.REPLY, keys.readable_by(domain))):
+            for key, perms in ((keys.REPLY, keys.readable_by(domain)), (keys.REQUEST, keys.writable_by(domain))):
                 path = keys.absolute(domain, key)
-                if not await self._store.exists(path, tx):
-                    await self._store.write(path, b"", tx)
+                # Looked at from outside: from then on a VM that writes to its key without end would undo every attempt.
+                if await self._store.exists(path):
+                    continue
+                await self._store.write(path, b"", tx)
                 await self._store.set_perms(path, perms, tx)
-            return await self._store.read(keys.absolute(domain, keys.REPLY), tx)
 
         try:
-            last = await self._store.transaction(body)
+            await self._store.transaction(make)
+            last = await self._store.read(keys.absolute(domain, keys.REPLY))
         except NoEntry:
             return  # it ended meanwhile; an event will say so
         self._lines[vm.id] = _Line(vm)

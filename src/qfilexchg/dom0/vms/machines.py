@@ -20,7 +20,7 @@ from qfilexchg.dom0.vms import acceleration, qemu, qemu_command, run, services, 
 from qfilexchg.dom0.vms.collection import Collection, Kind, Label, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import Process
-from qfilexchg.errors import CallerError
+from qfilexchg.errors import CallerError, QfilexchgError, VmError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.client import Store
@@ -32,6 +32,7 @@ START_DEADLINE_S = 180.0
 SHUTDOWN_DEADLINE_S = 60.0
 _FORMAT_DEADLINE_S = 60.0
 _CONSOLE_LINES = 20
+_POWER_OFF = ("systemctl", "poweroff")
 
 
 class AlreadyRunning(CallerError):
@@ -214,10 +215,10 @@ class Machines:
         vm = found.vm.id
         assert found.process is not None
         try:
-            async with run.session(self._home, vm.domain, ["systemctl", "poweroff"], user="root", deadline_s=deadline_s) as session:
+            async with asyncio.timeout(deadline_s), run.session(self._home, vm.domain, _POWER_OFF, user="root") as session:
                 await session.output(_ignore, _ignore)
-        except run.NoAnswer:
-            pass  # it may be on its way out already
+        except (run.NoAnswer, VmError, TimeoutError):
+            pass  # it may be on its way out already; what counts is whether it ends
         if not await asyncio.to_thread(found.process.wait, deadline_s):
             raise StillRunning(f"{found.vm.name} has not ended within {deadline_s:g} s: 'qvm-kill {found.vm.name}' ends it at once")
         await self.hypervisor.release(vm.domain)
@@ -248,7 +249,7 @@ class Machines:
         try:
             await self.shutdown(vm.name)
             say(f"{vm.name} shut down")
-        except (HypervisorError, NotRunning):
+        except QfilexchgError:
             await self.hypervisor.kill(vm.id)
             say(f"{vm.name} killed")
 
