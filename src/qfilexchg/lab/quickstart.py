@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.machines import Machines
-from qfilexchg.errors import QfilexchgError
+from qfilexchg.errors import HostError
 
 BIN = Path(__file__).resolve().parents[3] / "bin"
 SENDER, RECEIVER = "work", "personal"
@@ -30,16 +30,17 @@ DEADLINE_S = 900
 MOUNT_DEADLINE_S = 60
 
 
-class StepFailed(QfilexchgError):
+class StepFailed(HostError):
     """A command of the demonstration failed; it has said why."""
 
 
 class Tour:
-    """One run. Keeps the time of each step."""
+    """One run. Keeps the time of each step, and which VMs it has made."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self.times: list[tuple[str, float]] = []
+        self.made: list[str] = []
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -99,6 +100,7 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         for name, label in ((SENDER, "green"), (RECEIVER, "blue")):
             if name not in existing:
                 tour.run("qvm-create", name, "--label", label)
+                tour.made.append(name)
         start(tour, {SENDER, RECEIVER} - set(machines.running()))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
@@ -152,15 +154,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.yes and not sys.stdin.isatty():
         print("quickstart: the copy needs your consent, and there is no terminal to ask you on: use --yes", file=sys.stderr)
         return 2
+    try:
+        return run(rule=options.yes, keep=options.keep)
+    except HostError as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        return 1
+
+
+def run(*, rule: bool, keep: bool) -> int:
+    """Make a home, show, clean up; the exit status. Raises :exc:`HostError` where there can be no home, or it cannot be cleaned up."""
     environment = dict(os.environ)
-    own = None if options.keep or "QFILEXCHG_HOME" in environment else Path(tempfile.mkdtemp(prefix="qfilexchg-", dir="/var/tmp"))
+    own = None if keep or "QFILEXCHG_HOME" in environment else Path(tempfile.mkdtemp(prefix="qfilexchg-", dir="/var/tmp"))
     if own:
         environment["QFILEXCHG_HOME"] = str(own)
     home = Home.from_environment(environment)
     home.make()
     tour = Tour(environment)
     try:
-        show(tour, home, rule=options.yes)
+        show(tour, home, rule=rule)
     except (StepFailed, subprocess.TimeoutExpired) as error:
         print(f"\nquickstart: {error}\nThe logs of this home are in {home.log}", file=sys.stderr)
         status = 1
@@ -172,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nWhat took how long:")
         for text, took_s in tour.times:
             print(f"  {took_s:7.1f} s  {text}")
-    if options.keep:
+    if keep:
         print_next_steps(status)
     else:
         clean_up(tour, own, home, keep_logs=status == 1)
@@ -180,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def clean_up(tour: Tour, own: Path | None, home: Home, *, keep_logs: bool) -> None:
-    """Stop everything, and remove what this run has made."""
+    """Stop everything, and remove what this run has made, and nothing else."""
     print("\n==> Stop everything and clean up (--keep would leave it running)")
     tour.run("qfilexchg", "down")
     if own and keep_logs:
@@ -189,7 +200,7 @@ def clean_up(tour: Tour, own: Path | None, home: Home, *, keep_logs: bool) -> No
         shutil.rmtree(own)
     else:
         (home.policy / RULE_FILE).unlink(missing_ok=True)
-        for name in (SENDER, RECEIVER):
+        for name in tour.made:
             tour.run("qvm-remove", name)
 
 

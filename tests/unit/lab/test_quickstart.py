@@ -1,0 +1,63 @@
+"""What the demonstration leaves behind, and where it stops before it begins. The demonstration itself needs real VMs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.lab import quickstart
+from qfilexchg.lab.quickstart import RULE_FILE, Tour, clean_up
+
+
+class Noted(Tour):
+    """Writes the commands down instead of running them."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.ran: list[tuple[str, ...]] = []
+
+    def run(self, *command: str) -> None:
+        self.ran.append(command)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home", tmp_path / "home/run", tmp_path / "cache")
+    home.make()
+    return home
+
+
+def test_in_a_persons_home_only_what_it_made_is_removed(home: Home) -> None:
+    tour = Noted()
+    tour.made = ["personal"]
+    (home.policy / RULE_FILE).touch()
+    (home.policy / "10-own.policy").touch()
+    clean_up(tour, None, home, keep_logs=False)
+    assert tour.ran == [("qfilexchg", "down"), ("qvm-remove", "personal")]
+    assert [path.name for path in home.policy.iterdir()] == ["10-own.policy"]
+
+
+def test_a_home_made_for_it_goes_as_a_whole_unless_its_logs_are_wanted(home: Home) -> None:
+    tour = Noted()
+    clean_up(tour, home.data, home, keep_logs=True)
+    assert home.log.exists()
+    clean_up(tour, home.data, home, keep_logs=False)
+    assert not home.data.exists()
+    assert tour.ran == [("qfilexchg", "down")] * 2
+
+
+def test_a_home_that_cannot_be_is_one_plain_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QFILEXCHG_HOME", str(tmp_path / "file/home"))
+    assert quickstart.main(["--yes"]) == 1
+    assert capsys.readouterr().err.startswith("quickstart: the folder ")
+
+
+def test_without_a_terminal_to_ask_on_yes_is_required(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert quickstart.main([]) == 2
+    assert "use --yes" in capsys.readouterr().err
