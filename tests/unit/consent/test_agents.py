@@ -260,6 +260,7 @@ def test_notices_reach_every_agent(socket_path: Path) -> None:
 def test_an_agent_that_does_not_read_is_cut_off_and_holds_nobody(socket_path: Path, question: Question) -> None:
     async def scenario(agents: Agents) -> None:
         async with registered(socket_path) as peer:
+            assert isinstance(peer.writer.transport, asyncio.Transport)
             peer.writer.transport.pause_reading()
             asking = asyncio.create_task(agents.ask(question))
             await asyncio.sleep(0)

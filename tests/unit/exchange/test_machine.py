@@ -118,7 +118,7 @@ class TestRefusals:
 
     def test_umount_and_cancel_without_a_pendrive_fail(self, three: Three) -> None:
         for verb in ("umount", "cancel"):
-            three.world.ask(three.vault, Request(verb, request_id=verb))  # type: ignore[arg-type]
+            three.world.ask(three.vault, Request(verb, request_id=verb))
         assert three.states(three.vault) == ["umount failed no-pendrive", "cancel failed no-pendrive"]
 
     def test_umount_before_dom0_knows_that_the_disk_is_there_is_to_be_tried_again(self, three: Three) -> None:

@@ -50,8 +50,8 @@ def spool(tmp_path: Path) -> Path:
 def test_every_size_is_formatted_as_the_specification_has_it(spool: Path, size_mib: int) -> None:
     image = make(spool, size_mib * MIB)
     said = fsck(image)
-    clusters = int(re.search(r"(\d+) data clusters", said)[1])
-    bits = int(re.search(r"FATs, (\d+) bit entries", said)[1])
+    [clusters] = map(int, re.findall(r"(\d+) data clusters", said))
+    [bits] = map(int, re.findall(r"FATs, (\d+) bit entries", said))
     assert image.stat().st_size == size_mib * MIB
     assert bits == (32 if clusters >= FAT32_LEAST_CLUSTERS else 16 if clusters >= FAT16_LEAST_CLUSTERS else 12)
     assert (bits == 32) == (size_mib >= 34)

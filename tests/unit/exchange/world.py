@@ -122,9 +122,7 @@ class World:
 
     def restart(self) -> None:
         """The daemon dies and starts again: only the journal, the store and the hypervisor are left."""
-        for vm in list(self.replies):
-            if vm not in self.running:
-                del self.replies[vm]
+        self.replies = {vm_id: replies for vm_id, replies in self.replies.items() if vm_id in self.running}
         self.machine = Exchange(LIMITS)
         self.questions.clear()
         self.pending.clear()

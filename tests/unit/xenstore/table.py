@@ -71,6 +71,7 @@ class Table:
                 return f"+{int(domain)}"
             case Close(domain):
                 return f"-{int(domain)}"
+        raise AssertionError(effect)
 
     def name(self, connection: Connection) -> str:
         return next(name for name, client in self.clients.items() if client is connection)
