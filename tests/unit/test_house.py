@@ -33,7 +33,13 @@ DOM0_ROOMS = {
 PURE = (
     "qfilexchg.protocol",
     "qfilexchg.xenstore.wire",
+    "qfilexchg.xenstore.paths",
+    "qfilexchg.xenstore.permissions",
+    "qfilexchg.xenstore.tree",
+    "qfilexchg.xenstore.watches",
     "qfilexchg.xenstore.store",
+    "qfilexchg.dom0.consent.protocol",
+    "qfilexchg.dom0.consent.wording",
     "qfilexchg.dom0.exchange.machine",
     "qfilexchg.dom0.exchange.phases",
     "qfilexchg.dom0.exchange.messages",
