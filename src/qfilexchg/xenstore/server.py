@@ -346,7 +346,11 @@ async def serve(rundir: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="qxenstored", description="The xenstore of hosts without Xen.")
+    parser = argparse.ArgumentParser(
+        prog="qxenstored",
+        description="The xenstore of hosts without Xen.",
+        epilog="Exit status: 0 told to end (SIGTERM, SIGINT), 1 cannot serve (one line says why), 2 arguments not understood.",
+    )
     parser.add_argument("--rundir", type=Path, required=True, metavar="DIR", help="serve dom0 at DIR/socket and domain N at DIR/domain/N")
     rundir = parser.parse_args(arguments).rundir.absolute()
     logging.basicConfig(format="%(asctime)s qxenstored: %(message)s", level=logging.INFO)

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import qfilexchg
+from qfilexchg.dom0.cli import __main__ as dispatcher
 from qfilexchg.dom0.consent.agents import Agents, Consent
 from qfilexchg.dom0.consent.protocol import (
     Answer,
@@ -35,7 +36,7 @@ from qfilexchg.dom0.consent.protocol import (
     encode,
     parse_from_agent,
 )
-from qfilexchg.dom0.consent.terminal import DAEMON_ENDED, ENDED, FAILED, TerminalAgent, main
+from qfilexchg.dom0.consent.terminal import DAEMON_ENDED, ENDED, TerminalAgent
 
 TIMEOUT_S = 20
 ASKED = "Allow work this? [y/N] "
@@ -321,7 +322,7 @@ class TestTheCommand:
     def start(self, terminal: tuple[int, int]) -> subprocess.Popen[bytes]:
         theirs = terminal[1]
         return subprocess.Popen(
-            [sys.executable, "-c", "import sys; from qfilexchg.dom0.consent.terminal import main; sys.exit(main(['--tty']))"],
+            [sys.executable, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", "--tty"],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -361,16 +362,16 @@ class TestTheCommand:
         assert self.play(home, terminal, scenario) == ENDED
 
     def test_without_a_terminal_it_says_so(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["--tty"]) == FAILED
+        assert dispatcher.main(["qfilexchg-agent", "--tty"]) == dispatcher.FAILED
         assert "there is no terminal to ask on" in capsys.readouterr().err
 
     def test_without_a_daemon_it_says_so(self, home: Path, terminal: tuple[int, int]) -> None:
         with self.start(terminal) as agent:
             Person(terminal[0]).sees(f"qfilexchgd cannot be reached at {home}/run/agent.socket (No such file or directory)")
-            assert agent.wait(TIMEOUT_S) == FAILED
+            assert agent.wait(TIMEOUT_S) == dispatcher.FAILED
 
     def test_the_help_lists_the_exit_statuses(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
-            main(["--help"])
+            dispatcher.main(["qfilexchg-agent", "--help"])
         assert caught.value.code == 0
         assert f"{DAEMON_ENDED} qfilexchgd has ended" in " ".join(capsys.readouterr().out.split())

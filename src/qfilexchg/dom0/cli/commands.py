@@ -4,7 +4,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "qfilexchg": "qfilexchg.dom0.cli.qfilexchg:main",
-    "qfilexchg-agent": "qfilexchg.dom0.consent.terminal:main",
+    "qfilexchg-agent": "qfilexchg.dom0.cli.agent:main",
     "qfilexchgd": "qfilexchg.dom0.cli.qfilexchgd:main",
     "qvm-console": "qfilexchg.dom0.cli.run:console",
     "qvm-copy-in": "qfilexchg.dom0.cli.copy:copy_in",

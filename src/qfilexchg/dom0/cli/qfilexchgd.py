@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 
 from qfilexchg.dom0 import configuration
+from qfilexchg.dom0.cli.arguments import parser
 from qfilexchg.dom0.consent.agents import Agents
 from qfilexchg.dom0.exchange.daemon import Daemon
 from qfilexchg.dom0.exchange.journal import Journal
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import Collection
 from qfilexchg.dom0.vms.qemu import Qemu
-from qfilexchg.errors import HostError, QfilexchgError
+from qfilexchg.errors import HostError
 from qfilexchg.xenstore.client import Store
 
 log = logging.getLogger(__name__)
@@ -69,23 +68,19 @@ async def serve(home: Home, settings: configuration.Configuration) -> None:
     log.info("ended")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 when told to end, 1 when it cannot go on."""
-    parser = argparse.ArgumentParser(prog="qfilexchgd", description="Manage virtual pendrives between VMs.")
-    parser.add_argument("--verbose", action="store_true", help="log each request too")
-    level = logging.DEBUG if parser.parse_args(arguments).verbose else logging.INFO
+def main(arguments: Sequence[str]) -> int:
+    """``qfilexchgd``."""
+    args = parser(
+        "qfilexchgd",
+        "Manage virtual pendrives between VMs.",
+        "Exit status: 0 told to end (SIGTERM, SIGINT), 1 cannot go on (the last line says why), 2 arguments not understood.",
+    )
+    args.add_argument("--verbose", action="store_true", help="log each request too")
+    level = logging.DEBUG if args.parse_args(arguments).verbose else logging.INFO
     logging.basicConfig(format="%(asctime)s qfilexchgd: %(message)s", level=level)
     os.umask(0o077)
-    try:
-        home = Home.from_environment()
-        home.make()
-        with only_one(home):
-            asyncio.run(serve(home, configuration.load((configuration.SYSTEM_FILE, home.configuration))))
-    except QfilexchgError as error:
-        print(f"qfilexchgd: {error}", file=sys.stderr)
-        return 1
+    home = Home.from_environment()
+    home.make()
+    with only_one(home):
+        asyncio.run(serve(home, configuration.load((configuration.SYSTEM_FILE, home.configuration))))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

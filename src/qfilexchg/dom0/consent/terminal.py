@@ -1,4 +1,4 @@
-"""``qfilexchg-agent --tty``: puts qfilexchgd's questions to the person on a terminal, one at a time.
+"""An agent that puts qfilexchgd's questions to the person on a terminal, one at a time.
 
 Only a line ``y`` or ``yes`` that was typed after its question had been shown is a yes: whatever was typed before, for another
 question or another program, is thrown away as the question appears. Everything else is a no: any other line, none in time,
@@ -7,23 +7,19 @@ Ctrl-C, the end of the input, the end of this program.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
 import socket
-import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, assert_never
 
 from qfilexchg.dom0.consent.protocol import (
     LINE_MAX,
     Answer,
-    BadMessage,
     FromAgent,
     FromDaemon,
     Hello,
@@ -35,36 +31,15 @@ from qfilexchg.dom0.consent.protocol import (
     parse_from_daemon,
 )
 from qfilexchg.dom0.consent.wording import explanation, headline, printable
-from qfilexchg.dom0.home import Home
-from qfilexchg.errors import CallerError, HostError, QfilexchgError
 
 ENDED: Final = 0
-FAILED: Final = 1
+"""Exit status: by the person."""
 DAEMON_ENDED: Final = 3
 
 YES: Final = frozenset((b"y", b"yes"))
 _SEND_WITHIN_S: Final = 10
 _TYPED_MAX: Final = 4096
 """Bytes of the longest line that the kernel's line editor hands over (termios(3))."""
-
-
-class NoTerminal(CallerError):
-    """Standard input or output is not a terminal."""
-
-    def __str__(self) -> str:
-        return "there is no terminal to ask on: start it in one, with neither input nor output redirected"
-
-
-class NoDaemon(HostError):
-    """Nobody listens at the daemon's socket."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(path, why)
-        self.path = path
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"qfilexchgd cannot be reached at {self.path} ({self.why}): start it, or a VM with qvm-start, which starts it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +65,7 @@ class TerminalAgent:
         """The first one is on the screen."""
 
     def run(self) -> int:
-        """Ask until the person or the daemon ends it; return the exit status. Raises :exc:`BadMessage`."""
+        """Ask until the person or the daemon ends it; return the exit status. Raises :exc:`~qfilexchg.dom0.consent.protocol.BadMessage`."""
         self._connection.settimeout(_SEND_WITHIN_S)
         try:
             self._send(Hello("tty"))
@@ -211,36 +186,3 @@ class TerminalAgent:
         with contextlib.suppress(OSError):  # it has hung up: its input has ended then, too
             while data:
                 data = data[os.write(self._out, data) :]
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command ``qfilexchg-agent``; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="qfilexchg-agent",
-        description="Put the questions of qfilexchgd to the person at this terminal: may this VM send its files to that one?",
-        epilog=f"Exit status: {ENDED} ended by the person, {FAILED} could not start, 2 wrong usage, {DAEMON_ENDED} qfilexchgd has ended.",
-    )
-    parser.add_argument("--tty", action="store_true", required=True, help="ask on this terminal")
-    parser.parse_args(argv)
-    try:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise NoTerminal
-        with _connect(Home.from_environment().agent_socket) as connection:
-            return TerminalAgent(connection, sys.stdin.fileno(), sys.stdout.fileno()).run()
-    except BadMessage as error:
-        print(f"qfilexchg-agent: qfilexchgd's message is {error}", file=sys.stderr)
-    except QfilexchgError as error:
-        print(f"qfilexchg-agent: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return ENDED
-    return FAILED
-
-
-def _connect(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(str(path))
-    except OSError as error:
-        connection.close()
-        raise NoDaemon(path, error.strerror or str(error)) from error
-    return connection
