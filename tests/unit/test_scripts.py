@@ -1,0 +1,91 @@
+"""``bin/.setup``, which ./quickstart and ./test begin with, on hosts that a test describes by stand-ins for the host's programs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+class Host:
+    """A host whose every program is a script of a line or two; ``called`` are the changes that were made to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._programs = folder / "bin"
+        self._programs.mkdir()
+        self._called = folder / "called"
+        for real in ("cat", "mktemp", "rm", "tail"):
+            (self._programs / real).symlink_to(f"/usr/bin/{real}")
+        self.program("id", "echo 1000")
+        known = 'here) echo "install ok installed" ;; removed) echo "deinstall ok config-files" ;; *) exit 1 ;;'
+        self.program("dpkg-query", f"case $3 in {known} esac")
+        self.program("apt-get", f'echo "apt-get $*" >>{self._called}')
+
+    def program(self, name: str, script: str) -> None:
+        file = self._programs / name
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    def need(self, *packages: str) -> subprocess.CompletedProcess[str]:
+        """What a script does that needs ``packages``, without a terminal."""
+        script = f"set -eu; . {TOP}/bin/.setup; need_packages {' '.join(packages)}"
+        argv = ("/bin/sh", "-c", script)
+        environment = {"PATH": str(self._programs)}
+        return subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    @property
+    def called(self) -> list[str]:
+        return self._called.read_text().splitlines() if self._called.exists() else []
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_where_nothing_is_missing_nothing_is_done(host: Host) -> None:
+    done = host.need("here", "here")
+    assert (done.returncode, done.stdout + done.stderr, host.called) == (0, "", [])
+
+
+@pytest.mark.parametrize("sudo", [None, "exit 1"])
+def test_whoever_cannot_install_is_told_exactly_what_and_nothing_is_changed(host: Host, sudo: str | None) -> None:
+    if sudo:
+        host.program("sudo", sudo)
+    done = host.need("here", "missing", "removed")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("apt-get install --no-install-recommends missing removed")
+    assert host.called == []
+
+
+def test_root_installs_what_is_missing_and_nothing_else(host: Host) -> None:
+    host.program("id", "echo 0")
+    host.program("env", 'shift; exec "$@"')
+    done = host.need("here", "missing")
+    assert done.returncode == 0, done.stderr
+    assert host.called == ["apt-get update -q", "apt-get install -q -y --no-install-recommends missing"]
+
+
+def test_a_failure_of_apt_is_shown_and_ends_it(host: Host) -> None:
+    host.program("id", "echo 0")
+    host.program("apt-get", "echo no such package; exit 100")
+    done = host.need("missing")
+    assert done.returncode == 1
+    assert "no such package" in done.stderr and "apt-get failed" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--keep",)])
+def test_quickstart_asks_for_yes_where_there_is_no_terminal_before_it_does_anything(arguments: tuple[str, ...]) -> None:
+    command = (str(TOP / "quickstart"), *arguments)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "use --yes" in done.stderr
+
+
+@pytest.mark.parametrize(("script", "options"), [("quickstart", ("--yes", "--keep")), ("test", ("--fast",))])
+def test_the_scripts_have_a_help(script: str, options: tuple[str, ...]) -> None:
+    done = subprocess.run([TOP / script, "--help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ./") and all(option in done.stdout for option in options)
