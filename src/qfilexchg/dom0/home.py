@@ -104,9 +104,19 @@ class Home:
         """
         return self.data / "qfilexchgd.lock"
 
+    @property
+    def domains(self) -> Path:
+        """A folder for each QEMU VM that runs."""
+        return self.run / "domain"
+
     def domain(self, domain: DomainId) -> Path:
-        """Sockets and the process id of a running QEMU VM."""
-        return self.run / "domain" / str(int(domain))
+        """Sockets, name and process of a running QEMU VM."""
+        return self.domains / str(int(domain))
+
+    @property
+    def template(self) -> Path:
+        """A link to the template, in the cache, that this home's VMs boot from."""
+        return self.data / "template"
 
     def vm(self, name: VmName) -> Path:
         """What a VM keeps: its private disk and its logs."""

@@ -62,7 +62,7 @@ class Record:
 def domains(home: Home) -> list[DomainId]:
     """Every domain that has a folder, whether it runs or not."""
     found = []
-    for folder in (home.run / "domain").glob("*"):
+    for folder in home.domains.glob("*"):
         try:
             found.append(DomainId.parse(folder.name))
         except BadDomainId:

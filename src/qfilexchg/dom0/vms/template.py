@@ -83,14 +83,10 @@ class Template:
 def current(home: Home) -> Template:
     """The template of ``home``'s VMs. Raises :exc:`TemplateMissing`."""
     try:
-        folder = _link(home).resolve(strict=True)
+        folder = home.template.resolve(strict=True)
     except FileNotFoundError:
         raise TemplateMissing from None
     return Template(folder)
-
-
-def _link(home: Home) -> Path:
-    return home.data / "template"
 
 
 def recipe_hash(recipe: Path, package: Path) -> str:
@@ -128,11 +124,10 @@ def build(home: Home, say: Callable[[str], None]) -> Template:
             aside.rename(folder)
         os.utime(folder)
         prune(images)
-    link = _link(home)
-    fresh = link.with_name(f".template.{os.getpid()}")
+    fresh = home.template.with_name(f".template.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder)
-    fresh.rename(link)
+    fresh.rename(home.template)
     return Template(folder)
 
 
