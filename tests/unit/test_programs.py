@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.programs import OUTPUT_MAX, STDERR_MAX, ProgramFailed, ProgramMissing, run
+from qfilexchg.dom0.programs import OUTPUT_MAX, STDERR_MAX, ProgramFailed, ProgramMissing, run, run_in_sight
 
 LONG_S = "300"
 """How long the programs that must be killed would run. Each test ends long before or fails."""
@@ -73,7 +73,7 @@ def test_only_the_end_of_a_long_complaint_is_kept() -> None:
     assert caught.value.stderr.endswith(b"xend")
 
 
-@pytest.mark.parametrize(("program", "remedy"), [("mkfs.no-such", "put its folder into PATH"), ("xl", "xen-utils-common")])
+@pytest.mark.parametrize(("program", "remedy"), [("mkfs.no-such", "put its folder into PATH"), ("mkfs.fat", "dosfstools")])
 def test_a_missing_program_is_named_with_the_remedy(program: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qfilexchg.dom0.programs._SYSTEM_FOLDERS", ())
     monkeypatch.setenv("PATH", "/nonexistent")
@@ -143,3 +143,17 @@ def test_cancelling_kills_the_program(tmp_path: Path) -> None:
         return process
 
     wait_until_gone(asyncio.run(scenario()))
+
+
+class TestInSight:
+    def test_all_that_is_said_goes_to_the_person(self, capfd: pytest.CaptureFixture[str]) -> None:
+        run_in_sight("sh", "-c", "echo out; echo err >&2; echo $WORD", deadline_s=10, env={"WORD": "added"})
+        assert capfd.readouterr() == ("", "out\nerr\nadded\n")
+
+    def test_a_failure_names_command_and_status(self) -> None:
+        with pytest.raises(ProgramFailed, match="sh -c exit 3 failed with exit status 3"):
+            run_in_sight("sh", "-c", "exit 3", deadline_s=10)
+
+    def test_at_the_deadline_it_is_killed(self) -> None:
+        with pytest.raises(ProgramFailed, match=r"did not end within 0\.05 s and was killed"):
+            run_in_sight("sleep", LONG_S, deadline_s=0.05)

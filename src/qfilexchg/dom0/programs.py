@@ -1,7 +1,8 @@
-"""The one way in which dom0 runs another program: an argument list, a deadline, and a report of what went wrong.
+"""The one way in which dom0 runs another program to its end: an argument list, a deadline, and a report of what went wrong.
 
-A program gets a session of its own, the C locale, and no input but what it is given. When :func:`run` raises, at the deadline
-or because nobody waits for the program any more, its whole process group has been killed.
+A program that is :func:`run` gets a session of its own, the C locale, and no input but what it is given. When that raises, at the
+deadline or because nobody waits for the program any more, its whole process group has been killed. :func:`run_in_sight` is for the
+long ones that a person watches, in whose terminal they stay. (What outlives us is in ``vms/processes.py``.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 
 from qfilexchg.errors import HostError
 
@@ -28,12 +31,12 @@ _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _PACKAGES = {
     "mkfs.fat": "dosfstools",
     "dh": "debhelper",
+    "dpkg-buildpackage": "dpkg-dev",
     "fakeroot": "fakeroot",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-img": "qemu-utils",
-    "xl": "xen-utils-common",
 }
 
 
@@ -116,6 +119,27 @@ async def run(*argv: str, deadline_s: float, input: bytes | None = None) -> byte
     if status != 0:
         raise ProgramFailed(argv, f"failed with exit status {status}", status, bytes(conversation.stderr))
     return bytes(conversation.stdout)
+
+
+def run_in_sight(*argv: str, deadline_s: float, env: Mapping[str, str] | None = None) -> None:
+    """Run ``argv`` to its end, with no input; what it says goes to our standard error as it comes, so to the person.
+
+    ``env`` is added to our environment. Raises :exc:`ProgramMissing` or :exc:`ProgramFailed`.
+    """
+    program = find_program(argv[0])
+    try:
+        status = subprocess.run(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            env={**os.environ, **(env or {})},
+            timeout=deadline_s,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        raise ProgramFailed(argv, f"did not end within {deadline_s:g} s and was killed") from None
+    if status != 0:
+        raise ProgramFailed(argv, f"failed with exit status {status}", status)
 
 
 async def _end(transport: asyncio.SubprocessTransport, conversation: _Conversation) -> None:

@@ -18,7 +18,7 @@ from qfilexchg.dom0.vms import acceleration, services, template
 from qfilexchg.errors import QfilexchgError
 
 PROGRAMS = ("qemu-system-x86_64", "mke2fs", "mkfs.fat")
-BUILD_PROGRAMS = ("mmdebstrap", "fakeroot", "tar", "dh")
+BUILD_PROGRAMS = ("mmdebstrap", "fakeroot", "tar", "dh", "dpkg-buildpackage")
 PYTHON = (3, 11)
 TEMPLATE_BYTES = 2 << 30
 """What building a template needs at most, with the archive and the unpacked tree beside the image."""
@@ -83,6 +83,10 @@ def _user_namespaces() -> Check:
     what = "building without root"
     if os.geteuid() == 0:
         return Check(what, Verdict.GOOD, "not needed: this is root")
+    try:
+        programs.find_program("newuidmap")
+    except programs.ProgramMissing as error:
+        return Check(what, Verdict.BAD, str(error))
     return subordinate_ids(what, Path("/etc/subuid"), Path("/proc/sys/kernel/unprivileged_userns_clone"))
 
 

@@ -14,17 +14,16 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.programs import ProgramFailed, find_program
+from qfilexchg.dom0.programs import find_program, run_in_sight
 from qfilexchg.dom0.vms import initrd, kernel
 from qfilexchg.errors import HostError
 
@@ -36,9 +35,10 @@ _PACKAGE_BUILDER = _CHECKOUT / "packaging/build-vm-deb"
 
 SPARE_BYTES = 64 << 20
 """Room in the root disk beyond its files: ext4's own tables. It stays a hole."""
-_BUILD_DEADLINE_S = 1800.0
 KEEP_UNUSED_S = 14 * 86400
 """Half a gigabyte each; after a fortnight, building one again costs less than keeping it."""
+_BUILD_DEADLINE_S = 1800.0
+_run = partial(run_in_sight, deadline_s=_BUILD_DEADLINE_S)
 
 
 class TemplateMissing(HostError):
@@ -202,21 +202,3 @@ def _build(template: Template, workshop: Path, package: Path, say: Callable[[str
     template.probe.write_bytes(initrd.build_probe(root))
     for file in template.folder.iterdir():
         file.chmod(0o444)
-
-
-def _run(*argv: str, env: dict[str, str] | None = None) -> None:
-    """Run one of the build's long programs; what it says goes to the person at once, on standard error."""
-    program = find_program(argv[0])
-    try:
-        status = subprocess.run(
-            [program, *argv[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            env={**os.environ, **(env or {})},
-            timeout=_BUILD_DEADLINE_S,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        raise ProgramFailed(argv, f"did not end within {_BUILD_DEADLINE_S:g} s and was killed") from None
-    if status != 0:
-        raise ProgramFailed(argv, f"failed with exit status {status}", status)
