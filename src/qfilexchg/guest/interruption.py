@@ -3,7 +3,6 @@
 A copy must give its pendrive back however it ends, so a signal may not break off a half-sent request or a half-made mount. The
 handlers only note that the person wants to stop; :meth:`Interruption.check` and every wait raise :exc:`Cancelled` then. It is
 raised once: what follows is the clean-up, which is short and bounded.
-
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.wanted = False
-        self._heeded = True
+        self._heeding = True
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -56,13 +55,13 @@ class Interruption:
 
     def check(self) -> None:
         """Raise :exc:`Cancelled` if a signal came and none was heeded yet."""
-        if self.wanted and self._heeded:
-            self._heeded = False
+        if self.wanted and self._heeding:
+            self._heeding = False
             raise Cancelled
 
     def shield(self) -> None:
         """Heed no signal from here on: the clean-up begins."""
-        self._heeded = False
+        self._heeding = False
 
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = select.POLLIN) -> bool:
         """Wait until a descriptor shows one of ``events`` or an error; False after ``timeout_s`` seconds. Raises :exc:`Cancelled`."""
@@ -70,7 +69,7 @@ class Interruption:
         poll = select.poll()
         for descriptor in descriptors:
             poll.register(descriptor, events)
-        if self._heeded:
+        if self._heeding:
             poll.register(self._reader, select.POLLIN)
         ready = poll.poll(max(0.0, timeout_s) * 1000)
         self.check()

@@ -230,9 +230,6 @@ class Store:
 
     # Domains.
 
-    async def domain_path(self, domid: DomainId) -> str:
-        return _string(await self._request(Op.GET_DOMAIN_PATH, wire.join([str(int(domid))]), f"domain {domid}"))
-
     async def is_introduced(self, domid: DomainId) -> bool:
         return await self._request(Op.IS_DOMAIN_INTRODUCED, wire.join([str(int(domid))]), f"domain {domid}") == b"T\0"
 

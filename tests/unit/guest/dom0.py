@@ -48,7 +48,7 @@ class Dom0:
         self.taken: list[Request] = []
         self.writes: list[bytes] = []
 
-        self._heeded = True
+        self._heeding = True
         self._watches: list[tuple[str, str]] = []
         self._events: deque[tuple[str, str]] = deque()
         self._timeline: list[tuple[float, int, Callable[[], None]]] = []
@@ -123,11 +123,11 @@ class Dom0:
 
     def check(self) -> None:
         self.checkpoints += 1
-        if self.checkpoints == self.cancel_at and self._heeded:
+        if self.checkpoints == self.cancel_at and self._heeding:
             raise Cancelled
 
     def shield(self) -> None:
-        self._heeded = False
+        self._heeding = False
 
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = 0) -> bool:
         self.check()

@@ -279,4 +279,4 @@ class TestOnTheRealStore:
 
 def _unheeded(self: Interruption) -> None:
     self.wanted = False
-    self._heeded = False
+    self._heeding = False

@@ -1,6 +1,6 @@
 """The port to the hypervisor: what the exchange needs of every platform.
 
-Each platform is an adapter behind :class:`Hypervisor`; one conformance suite holds them all to what is promised here.
+Each platform is an adapter behind :class:`Hypervisor`, and keeps what is promised here.
 """
 
 from __future__ import annotations
