@@ -140,6 +140,15 @@ class TestCopy:
         assert personal.output("blkid", "-p", "-o", "value", "-s", "LABEL", "/dev/xvdh", user="root") == "work\n"
         personal.output("umount", "/mnt/incoming")
 
+    def test_a_pendrive_without_a_vfat_goes_back_at_once_and_is_not_mounted(self, lab: Lab, work: Vm, personal: Vm) -> None:
+        rule(lab, "work personal allow")
+        work.output(PENCTL, "new")
+        wait = "for i in $(seq 50); do [ -e /dev/xvdg ] && break; sleep 0.1; done"
+        work.output("sh", "-c", f"{wait}; dd if=/dev/urandom of=/dev/xvdg bs=1M count=4 conv=fsync", user="root")
+        assert work.output(PENCTL, "send", "personal").split()[-1] == "delivered"
+        spool_is_empty(lab)
+        assert personal.run("mountpoint", "-q", "/mnt/incoming").returncode != 0
+
     def test_the_tools_of_2010_still_do_it_step_by_step(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         assert work.output(PENCTL, "new").split() == ["accepted", "attached"]

@@ -104,12 +104,12 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         start(tour, {SENDER, RECEIVER} - set(machines.running()))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
-        tour.run("qvm-run", SENDER, "rm", "-rf", "holiday")
+        tour.run("qvm-run", SENDER, "rm", "-rf", "qx-tree")
         source = Path(__file__).with_name("tree.py").read_bytes()
-        files, size_bytes = map(int, tour.output("qvm-run", SENDER, "python3", "-", "holiday", stdin=source).split())
+        files, size_bytes = map(int, tour.output("qvm-run", SENDER, "python3", "-", "qx-tree", stdin=source).split())
         print(f"{files} files, {size_bytes / (1 << 20):.1f} MiB")
-    sums = checksums(tour, SENDER, "holiday")
-    copy = ("qvm-run", SENDER, "qvm-copy-to-vm", RECEIVER, "holiday")
+    sums = checksums(tour, SENDER, "qx-tree")
+    copy = ("qvm-run", SENDER, "qvm-copy-to-vm", RECEIVER, "qx-tree")
     if rule:
         print(f"\n--yes: this rule lets the files go without a question (in {home.policy / RULE_FILE}):\n    {SENDER} {RECEIVER} allow")
         (home.policy / RULE_FILE).write_text(f"# Written by ./quickstart --yes\n{SENDER} {RECEIVER} allow\n", encoding="utf-8")
@@ -121,7 +121,7 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
     with tour.step(f"Verify every file in {RECEIVER}, and eject the pendrive"):
         wait = f"for i in $(seq {MOUNT_DEADLINE_S * 5}); do mountpoint -q /mnt/incoming && exit; sleep 0.2; done; exit 1"
         tour.output("qvm-run", RECEIVER, "sh", "-c", wait)
-        received = checksums(tour, RECEIVER, "/mnt/incoming/holiday")
+        received = checksums(tour, RECEIVER, "/mnt/incoming/qx-tree")
         if received != sums:
             wrong = sorted(set(sums.items()) ^ set(received.items()))
             raise StepFailed(f"{len(wrong)} files differ, the first is {wrong[0][0]!a}")

@@ -16,7 +16,7 @@ from typing import IO
 
 from qfilexchg.dom0 import programs
 from qfilexchg.dom0.cli.arguments import parser, vm_name
-from qfilexchg.dom0.cli.run import harmless
+from qfilexchg.dom0.consent.wording import printable
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import run as vm_run
 from qfilexchg.dom0.vms.hypervisor import VmId
@@ -60,7 +60,7 @@ class CopyFailed(VmError):
         self.said = said
 
     def __str__(self) -> str:
-        said = harmless(self.said.decode("utf-8", "replace")).strip()
+        said = printable(self.said.decode("utf-8", "replace").strip())
         return f"{self.name} could not: {said}" if said else f"{self.name} could not, and gave no reason"
 
 

@@ -135,6 +135,7 @@ class Machines:
         """
         vm = self.collection.get(name)
         booted = template.current(self._home)
+        os.utime(booted.folder)  # it is in use, and so not to be pruned
         accelerator = (await acceleration.choose(self._home, booted)).accelerator
         program = programs.find_program(qemu_command.PROGRAM)
         with services.toolstack_lock(self._home):
