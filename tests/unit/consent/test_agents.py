@@ -263,7 +263,7 @@ def test_an_agent_that_does_not_read_is_cut_off_and_holds_nobody(socket_path: Pa
             assert isinstance(peer.writer.transport, asyncio.Transport)
             peer.writer.transport.pause_reading()
             asking = asyncio.create_task(agents.ask(question))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop, in which the question is put
             for _ in range(1 + (UNREAD_MAX + (4 << 20)) // 1000):
                 agents.notify("x" * 1000)
             assert await asking is Consent.AGENT_ENDED
