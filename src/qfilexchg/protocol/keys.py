@@ -15,14 +15,22 @@ RELEASE_DOMAIN = "@releaseDomain"
 NAME = "name"
 VM_PATH = "vm"
 VM_TYPE = "qubes_vm_type"
+RESTORE_COMPLETE = "qubes_restore_complete"
+SAVE_REQUEST = "qubes_save_request"
 
-# Written by the VM, on nodes that qfilexchgd makes.
+# Written by the VM, on nodes that dom0 makes.
 REQUEST = "device/qpen"
+USED_MEMORY = "device/qubes_used_mem"
 
 # Written by qfilexchgd.
 REPLY = "qubes_qpen_reply"
 BLOCK_SOURCE = "qubes_blocksrc"
 TRANSACTION_SEQ = "qubes_transaction_seq"
+VIEW_ONLY = "qubes_view_only"
+DOCUMENTS = "qubes_documents"
+
+DISPOSABLE_TYPE = b"DisposableVM"
+"""What :data:`VM_TYPE` holds in a DisposableVM."""
 
 
 def home(domain: DomainId) -> str:
@@ -33,6 +41,11 @@ def home(domain: DomainId) -> str:
 def absolute(domain: DomainId, key: str) -> str:
     """The absolute path of one of the keys above, for ``domain``."""
     return f"{home(domain)}/{key}"
+
+
+def document(seq: int) -> str:
+    """The key in an asker's home that tells what becomes of its document ``seq``: a :class:`~qfilexchg.protocol.stages.Stage`."""
+    return f"{DOCUMENTS}/{seq}"
 
 
 def writable_by(domain: DomainId) -> tuple[str, str]:
