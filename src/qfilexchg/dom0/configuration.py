@@ -34,6 +34,14 @@ class Configuration:
     """How long a transfer waits for a receiver that still has another pendrive."""
     vm_memory_mb: int = _number(512, least=64, most=1 << 20)
     """The memory of a new VM where none is given."""
+    disposables_max: int = _number(8, least=1, most=1000)
+    """How many documents may be in DisposableVMs at a time, of all VMs together: each is a running VM."""
+    document_timeout_s: int = _number(0, least=0, most=30 * 86400)
+    """How long a document may be open in its DisposableVM, which is ended then and brings nothing back. 0: as long as it takes."""
+    preload: int = _number(0, least=0, most=16)
+    """How many DisposableVMs are kept ready, restored and stopped, for documents that are yet to come."""
+    disposable_memory_mb: int = _number(256, least=192, most=1 << 20)
+    """The memory of a DisposableVM."""
 
 
 class BadConfiguration(CallerError):

@@ -72,7 +72,7 @@ class Home:
 
     def make(self) -> None:
         """Create the folders that are missing, closed to other users. Raises :exc:`HomeUnusable`."""
-        for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.log, self.policy):
+        for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.savefiles, self.log, self.policy):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -121,6 +121,21 @@ class Home:
     def vm(self, name: VmName) -> Path:
         """What a VM keeps: its private disk and its logs."""
         return self.data / "vms" / name
+
+    @property
+    def savefiles(self) -> Path:
+        """The savefile of DisposableVMs, and those that are being made."""
+        return self.data / "savefiles"
+
+    @property
+    def default_script(self) -> Path:
+        """What is run in a DisposableVM before it is saved, if the person wants that."""
+        return self.data / "dvm-prerun"
+
+    @property
+    def current_savefile(self) -> Path:
+        """A link to the savefile from which DisposableVMs are made."""
+        return self.savefiles / "current"
 
     @property
     def spool(self) -> Path:

@@ -31,7 +31,7 @@ def test_help_says_what_the_exit_statuses_mean(name: str, capsys: pytest.Capture
 def test_bin_runs_from_anywhere(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "QFILEXCHG_HOME": str(tmp_path / "h"), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([BIN / "qvm-ls"], env=environment, cwd="/", capture_output=True, check=True)
-    assert done.stdout.split() == b"NAME STATE DOMAIN LABEL MEMORY TYPE".split()
+    assert done.stdout.split() == b"NAME STATE DOMAIN LABEL MEMORY TYPE FOR".split()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_a_name_is_found_and_taken_in_any_case(collection: Collection) -> None:
     assert collection.list() == [added]
 
 
-@pytest.mark.parametrize("name", ["dom0", "Dom0", "disposable"])
+@pytest.mark.parametrize("name", ["dom0", "Dom0", "disposable", "default-dvm", "disp1", "Disp22"])
 def test_words_with_a_meaning_of_their_own_name_no_vm(collection: Collection, name: str) -> None:
     with pytest.raises(NameTaken):
         collection.add(VmName.parse(name), Label.RED, 512)
@@ -77,3 +79,36 @@ def test_two_programs_at_once_never_get_the_same_domain(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == list(range(1, 81))
+
+
+class TestDisposables:
+    def test_each_has_the_next_number_and_a_domain_and_no_number_comes_twice(self, collection: Collection) -> None:
+        first, domain = collection.add_new_disposablevm(Label.BLUE, 256, asker=WORK)
+        assert (first.name, first.kind, first.asker, first.preloaded, domain) == ("disp1", Kind.DISPOSABLE, WORK, False, 1)
+        collection.remove(first.name)
+        second, domain = collection.add_new_disposablevm(Label.RED, 256)
+        assert (second.name, second.asker, domain) == ("disp2", None, 2)
+        assert collection.get(second.name) == second
+
+    def test_a_preloaded_one_is_claimed_for_its_asker(self, collection: Collection) -> None:
+        vm, _ = collection.add_new_disposablevm(Label.RED, 256, preloaded=True)
+        assert collection.get(vm.name).preloaded
+        collection.claim(vm.name, Label.GREEN, WORK)
+        claimed = collection.get(vm.name)
+        assert (claimed.uuid, claimed.label, claimed.asker, claimed.preloaded) == (vm.uuid, Label.GREEN, WORK, False)
+
+    def test_one_that_has_ended_cannot_be_claimed(self, collection: Collection) -> None:
+        with pytest.raises(NoSuchVm):
+            collection.claim(VmName.parse("disp9"), Label.GREEN, WORK)
+
+
+def test_a_collection_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "collection.sqlite"
+    columns = "name TEXT PRIMARY KEY COLLATE NOCASE, uuid TEXT, kind TEXT, label TEXT, memory_mib INTEGER, created TEXT"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute(f"CREATE TABLE vm ({columns})")
+        row = ("work", "5a1ad5a4-6a3c-4c7c-a6f5-2f0f4b5a5d0e", "AppVM", "green", 512, "2026-01-01T00:00:00+00:00")
+        database.execute("INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?)", row)
+        database.commit()
+    found = Collection(file).get(WORK)
+    assert (found.label, found.asker, found.preloaded) == (Label.GREEN, None, False)

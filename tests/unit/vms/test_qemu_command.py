@@ -11,6 +11,7 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import qemu_command
 from qfilexchg.dom0.vms.acceleration import Accelerator
 from qfilexchg.dom0.vms.hypervisor import Slot
+from qfilexchg.dom0.vms.qemu_command import MemoryFile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
 from qfilexchg.protocol.names import DomainId, VmName
@@ -18,10 +19,10 @@ from qfilexchg.protocol.names import DomainId, VmName
 HOME = Home(Path("/h"), Path("/h/run"), Path("/c"))
 
 
-def words(accelerator: Accelerator = Accelerator.TCG, home: Home = HOME) -> list[str]:
+def words(accelerator: Accelerator = Accelerator.TCG, home: Home = HOME, memory: MemoryFile | None = None) -> list[str]:
     name = VmName.parse("work")
     disk = home.vm(name) / "private.img"
-    machine = qemu_command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator)
+    machine = qemu_command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator, memory)
     return qemu_command.command(machine, home)
 
 
@@ -92,3 +93,35 @@ def test_a_comma_in_the_homes_path_does_not_end_an_option() -> None:
     found = words(home=Home(Path("/a,b"), Path("/a,b/run"), Path("/c")))
     assert any("path=/a,,b/run/domain/7/qmp," in value for value in values("-chardev", found))
     assert json.loads(values("-blockdev", found)[1])["file"]["filename"] == "/a,b/vms/work/private.img"
+
+
+class TestDisposable:
+    def backing(self, memory: MemoryFile) -> dict[str, object]:
+        (backing,) = (json.loads(value) for value in values("-object", words(memory=memory)))
+        return dict(backing)
+
+    def test_a_savefile_is_made_in_its_memory_file_and_clones_write_to_none(self) -> None:
+        assert self.backing(MemoryFile(Path("/s/memory"), restored=False))["share"] is True
+        backing = self.backing(MemoryFile(Path("/s/memory"), restored=True))
+        assert (backing["share"], backing["mem-path"], backing["size"]) == (False, "/s/memory", 512 << 20)
+
+    def test_a_restored_one_waits_for_its_state_and_loads_no_kernel(self) -> None:
+        found = words(memory=MemoryFile(Path("/s/memory"), restored=True))
+        assert values("-incoming", found) == ["defer"]
+        assert not {"-kernel", "-initrd", "-append"} & set(found)
+
+    def test_what_it_writes_is_on_a_disk_that_its_initrd_knows(self) -> None:
+        found = words(memory=MemoryFile(Path("/s/memory"), restored=False))
+        assert [json.loads(disk)["node-name"] for disk in values("-blockdev", found)] == ["root", "volatile"]
+
+    def test_the_hardware_of_a_clone_is_that_of_the_savefile(self) -> None:
+        saved, restored = (words(memory=MemoryFile(Path("/s/memory"), restored=restored)) for restored in (False, True))
+        for option in ("-device", "-chardev", "-cpu", "-smp", "-m", "-machine", "-accel", "-serial"):
+            assert values(option, saved) == values(option, restored), option
+
+    def test_the_fingerprint_changes_with_the_hardware_alone(self) -> None:
+        template = Template(Path("/t"))
+        known = qemu_command.fingerprint(template, Accelerator.TCG, 256, 2)
+        assert qemu_command.fingerprint(template, Accelerator.TCG, 256, 2) == known
+        others = [(Accelerator.KVM, 256, 2), (Accelerator.TCG, 512, 2), (Accelerator.TCG, 256, 1)]
+        assert len({known, *(qemu_command.fingerprint(template, *other) for other in others)}) == 4

@@ -85,14 +85,16 @@ def remove(arguments: Sequence[str]) -> int:
 
 def ls(arguments: Sequence[str]) -> int:
     """``qvm-ls``."""
-    parser("qvm-ls", "List the VMs.").parse_args(arguments)
+    what = "List the VMs. FOR tells which VM asked for a DisposableVM; (preloaded) is one that waits for a document."
+    parser("qvm-ls", what).parse_args(arguments)
     machines = _machines()
     running = machines.running()
-    rows = [("NAME", "STATE", "DOMAIN", "LABEL", "MEMORY", "TYPE")]
+    rows = [("NAME", "STATE", "DOMAIN", "LABEL", "MEMORY", "TYPE", "FOR")]
     for vm in machines.collection.list():
         found = running.get(vm.name)
         state, domain = ("running", str(int(found.vm.id.domain))) if found else ("halted", "-")
-        rows.append((vm.name, state, domain, vm.label.value, f"{vm.memory_mib} MiB", vm.kind.value))
+        asker = "(preloaded)" if vm.preloaded else vm.asker or ""
+        rows.append((vm.name, state, domain, vm.label.value, f"{vm.memory_mib} MiB", vm.kind.value, asker))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

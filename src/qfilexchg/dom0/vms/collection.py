@@ -19,6 +19,7 @@ from qfilexchg.errors import CallerError
 from qfilexchg.protocol.names import DISPOSABLE, DOM0, DOMAIN_ID_MAX, DomainId, VmName
 
 _BUSY_S = 10.0
+_NUMBER_MAX = 10**9
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS vm (
@@ -30,7 +31,14 @@ CREATE TABLE IF NOT EXISTS vm (
     created TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS last_domain (id INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS last_disposable (number INTEGER NOT NULL) STRICT;
 """
+_ADDED_COLUMNS = {"asker": "TEXT", "preloaded": "INTEGER NOT NULL DEFAULT 0"}
+"""What a collection made before there were DisposableVMs lacks."""
+
+_DISPOSABLE_PREFIX = "disp"
+SAVED_VM = VmName.parse("default-dvm")
+"""The VM from which a savefile is made. It is in no collection: it lives for a minute."""
 
 
 class Label(enum.Enum):
@@ -63,6 +71,9 @@ class Vm:
     label: Label
     memory_mib: int
     created: datetime
+    asker: VmName | None = None
+    """For whom a DisposableVM was made; None where the person made it, or while it is preloaded for whoever asks first."""
+    preloaded: bool = False
 
 
 class NoSuchVm(CallerError):
@@ -96,6 +107,9 @@ class Collection:
         with self._transaction() as database:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
+            known = {row[1] for row in database.execute("PRAGMA table_info (vm)")}
+            for column in _ADDED_COLUMNS.keys() - known:
+                database.execute(f"ALTER TABLE vm ADD COLUMN {column} {_ADDED_COLUMNS[column]}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -108,18 +122,36 @@ class Collection:
                 raise
             database.execute("COMMIT")
 
-    def add(self, name: VmName, label: Label, memory_mib: int, kind: Kind = Kind.APP) -> Vm:
-        """Record a new VM. Raises :exc:`NameTaken`."""
-        for word in (DOM0, DISPOSABLE):
+    def add(self, name: VmName, label: Label, memory_mib: int) -> Vm:
+        """Record a new AppVM. Raises :exc:`NameTaken`."""
+        for word in (DOM0, DISPOSABLE, SAVED_VM):
             if name.lower() == word:
                 raise NameTaken(name, word)
-        vm = Vm(name, uuid.uuid4(), kind, label, memory_mib, datetime.now(UTC))
+        if name.lower().removeprefix(_DISPOSABLE_PREFIX).isdecimal():
+            raise NameTaken(name, f"{_DISPOSABLE_PREFIX}N of DisposableVMs")
+        vm = Vm(name, uuid.uuid4(), Kind.APP, label, memory_mib, datetime.now(UTC))
         with self._transaction() as database:
             if row := database.execute("SELECT name FROM vm WHERE name = ?", (name,)).fetchone():
                 raise NameTaken(name, row[0])
-            values = (vm.name, str(vm.uuid), vm.kind.value, vm.label.value, vm.memory_mib, vm.created.isoformat())
-            database.execute("INSERT INTO vm (name, uuid, kind, label, memory_mib, created) VALUES (?, ?, ?, ?, ?, ?)", values)
+            _insert(database, vm)
         return vm
+
+    def add_new_disposablevm(
+        self, label: Label, memory_mib: int, *, asker: VmName | None = None, preloaded: bool = False
+    ) -> tuple[Vm, DomainId]:
+        """Record a new DisposableVM under the next number, which no other has had, and take a domain id for it."""
+        with self._transaction() as database:
+            name = VmName.parse(f"{_DISPOSABLE_PREFIX}{_next(database, _LAST_DISPOSABLE, _NUMBER_MAX)}")
+            vm = Vm(name, uuid.uuid4(), Kind.DISPOSABLE, label, memory_mib, datetime.now(UTC), asker, preloaded)
+            _insert(database, vm)
+            return vm, DomainId(_next(database, _LAST_DOMAIN, DOMAIN_ID_MAX))
+
+    def claim(self, name: VmName, label: Label, asker: VmName) -> None:
+        """A preloaded DisposableVM is ``asker``'s from now on. Raises :exc:`NoSuchVm`."""
+        with self._transaction() as database:
+            change = "UPDATE vm SET label = ?, asker = ?, preloaded = 0 WHERE name = ?"
+            if not database.execute(change, (label.value, asker, name)).rowcount:
+                raise NoSuchVm(name)
 
     def get(self, name: VmName) -> Vm:
         """The VM called ``name``, in whatever case. Raises :exc:`NoSuchVm`."""
@@ -153,16 +185,32 @@ class Collection:
         It is kept here, not in the store, so that a new store does not bring old ids back.
         """
         with self._transaction() as database:
-            row = database.execute("SELECT id FROM last_domain").fetchone()
-            domain = DomainId(row[0] % DOMAIN_ID_MAX + 1 if row else 1)
-            database.execute("DELETE FROM last_domain")
-            database.execute("INSERT INTO last_domain (id) VALUES (?)", (int(domain),))
-        return domain
+            return DomainId(_next(database, _LAST_DOMAIN, DOMAIN_ID_MAX))
 
 
-_SELECT = "SELECT name, uuid, kind, label, memory_mib, created FROM vm"
+_SELECT = "SELECT name, uuid, kind, label, memory_mib, created, asker, preloaded FROM vm"
+_INSERT = "INSERT INTO vm (name, uuid, kind, label, memory_mib, created, asker, preloaded) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_LAST_DOMAIN = ("SELECT id FROM last_domain", "DELETE FROM last_domain", "INSERT INTO last_domain (id) VALUES (?)")
+_LAST_DISPOSABLE = ("SELECT number FROM last_disposable", "DELETE FROM last_disposable", "INSERT INTO last_disposable (number) VALUES (?)")
 
 
-def _vm(row: tuple[str, str, str, str, int, str]) -> Vm:
-    name, uuid, kind, label, memory_mib, created = row
-    return Vm(VmName(name), UUID(uuid), Kind(kind), Label(label), memory_mib, datetime.fromisoformat(created))
+def _insert(database: sqlite3.Connection, vm: Vm) -> None:
+    values = (vm.name, str(vm.uuid), vm.kind.value, vm.label.value, vm.memory_mib, vm.created.isoformat(), vm.asker, int(vm.preloaded))
+    database.execute(_INSERT, values)
+
+
+def _next(database: sqlite3.Connection, counter: tuple[str, str, str], most: int) -> int:
+    """Count on in a table of one number, from 1 to ``most`` and then again."""
+    read, clear, write = counter
+    row = database.execute(read).fetchone()
+    number: int = row[0] % most + 1 if row else 1
+    database.execute(clear)
+    database.execute(write, (number,))
+    return number
+
+
+def _vm(row: tuple[str, str, str, str, int, str, str | None, int]) -> Vm:
+    name, uuid, kind, label, memory_mib, created, asker, preloaded = row
+    made = datetime.fromisoformat(created)
+    made_for = VmName(asker) if asker else None
+    return Vm(VmName(name), UUID(uuid), Kind(kind), Label(label), memory_mib, made, made_for, bool(preloaded))

@@ -6,7 +6,7 @@ Each platform is an adapter behind :class:`Hypervisor`, and keeps what is promis
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,6 +55,15 @@ class VmGone(HypervisorError):
     """The VM that was meant does not run any more."""
 
 
+class NoDisposable(HypervisorError):
+    """A DisposableVM could not be made. ``word`` is what the VM that asked is told: it learns no more of the host."""
+
+    def __init__(self, what: str, detail: str = "", *, word: str = "no-disposable") -> None:
+        super().__init__(what, detail)
+        self.word = word
+        """``no-disposable``, ``no-memory`` or ``no-savefile``."""
+
+
 class Hypervisor(Protocol):
     """What qfilexchgd asks of a platform. Every call has a deadline of its own and raises :exc:`HypervisorError` past it."""
 
@@ -87,4 +96,24 @@ class Hypervisor(Protocol):
 
     async def release(self, domain: DomainId) -> None:
         """Clean up what is left of a domain that has ended (its keys in the store, its sockets)."""
+        ...
+
+
+class DisposableMaker(Protocol):
+    """What qfilexchgd asks of those who make DisposableVMs. They are ended by :meth:`Hypervisor.kill`."""
+
+    async def make(self, asker: RunningVm, preparing: Callable[[str], None]) -> RunningVm:
+        """A new DisposableVM for ``asker``; returns when it runs.
+
+        ``preparing`` is called, with how far it is, if the savefile must be made again first. Cancelled or failed, it leaves
+        nothing. Raises :exc:`NoDisposable`.
+        """
+        ...
+
+    async def forget(self, vm: VmId) -> None:
+        """Remove what is left of a DisposableVM that has ended: its record and its files. One that is not known is a success."""
+        ...
+
+    async def sweep(self, known: Collection[VmId]) -> None:
+        """End every DisposableVM that is not one of ``known``, and forget it: what a daemon that died had half made."""
         ...

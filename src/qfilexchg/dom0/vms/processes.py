@@ -79,6 +79,11 @@ class Process:
         with self._pidfd() as pidfd:
             return pidfd is None or _ends(pidfd, deadline_s)
 
+    def reap(self) -> None:
+        """Leave no zombie, if it was a child of ours and has ended. Others are left to whoever started them."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+
     def end(self, *, term_s: float, kill_s: float) -> bool:
         """Ask it to end, then kill it; whether it is gone. ``term_s`` of 0 kills at once."""
         with self._pidfd() as pidfd:

@@ -22,7 +22,7 @@ from uuid import UUID
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu_command
+from qfilexchg.dom0.vms import qemu_command, qemu_state
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
 from qfilexchg.dom0.vms.processes import Process
 from qfilexchg.protocol import keys
@@ -35,6 +35,8 @@ DETACH_DEADLINE_S = 60.0
 """The VM's kernel must let go of the disk; one that is starting or short of time takes a while."""
 QUERY_DEADLINE_S = 30.0
 QUIT_DEADLINE_S = 10.0
+SAVE_DEADLINE_S = 60.0
+RESTORE_DEADLINE_S = 30.0
 _KILL_DEADLINE_S = 10.0
 _STEP_S = 0.01
 
@@ -169,6 +171,22 @@ class Qemu:
             if await store.is_introduced(domain):
                 await store.release(domain)
         shutil.rmtree(self._home.domain(domain), ignore_errors=True)
+
+    async def save(self, vm: VmId, state: Path) -> None:
+        """Stop the VM, write its state to the new file ``state``, and end it. Its memory is in the file that it was started with."""
+        async with self._session(vm, "save its state", SAVE_DEADLINE_S) as qmp:
+            await qemu_state.save(qmp, state)
+        await self.kill(vm)
+
+    async def restore(self, vm: VmId, state: Path) -> None:
+        """Give a VM that was started to be restored its state. It is stopped then, until :meth:`resume`."""
+        async with self._session(vm, "restore its state", RESTORE_DEADLINE_S) as qmp:
+            await qemu_state.load(qmp, state)
+
+    async def resume(self, vm: VmId) -> None:
+        """Let a restored VM run."""
+        async with self._session(vm, "let it run", QUERY_DEADLINE_S) as qmp:
+            await qmp.execute("cont")
 
     async def console(self, vm: VmId) -> str:
         """The end of what the VM has said on its serial console: its own text, to be shown escaped."""

@@ -7,6 +7,7 @@ kernel needs to start.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _KERNEL_ARGUMENTS = (
     # Probes and self-tests of a PC that this is not; each costs emulated time at every start.
     *("i8042.noaux", "i8042.nokbd", "no_timer_check", "tsc=reliable", "cryptomgr.notests", "rcupdate.rcu_expedited=1", "audit=0"),
 )
+_RESTORE = ("-incoming", "defer")
+"""Wait for a saved state, with the VM stopped. Its kernel is in its memory, and needs to be loaded by nobody."""
 _TCG_KERNEL_ARGUMENTS = ("mitigations=off",)
 """An emulated processor does not speculate."""
 
@@ -47,9 +50,20 @@ class Machine:
     domain: DomainId
     memory_mib: int
     processors: int
-    private_disk: Path
+    disk: Path
+    """The VM's own: an AppVM's ``/home``; all that a DisposableVM writes."""
     template: Template
     accelerator: Accelerator
+    memory: MemoryFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """The memory of a DisposableVM, in a file: written to while a savefile is made, and then the same for all that are restored."""
+
+    file: Path
+    restored: bool
+    """The VM goes on where the savefile was made. What it writes is its own: the file is mapped copy-on-write, and opened to be read."""
 
 
 def qmp_socket(home: Home, domain: DomainId) -> Path:
@@ -65,6 +79,7 @@ def command(machine: Machine, home: Home) -> list[str]:
     """The arguments of :data:`PROGRAM`, without its name."""
     tcg = machine.accelerator is Accelerator.TCG
     accel = f"tcg,thread=multi,tb-size={_TCG_CACHE_MIB}" if tcg else "kvm"
+    restored = machine.memory is not None and machine.memory.restored
     append = [*_KERNEL_ARGUMENTS, *(_TCG_KERNEL_ARGUMENTS if tcg else ()), f"systemd.hostname={machine.name}"]
     return [
         *("-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-sandbox", _SANDBOX),
@@ -72,14 +87,36 @@ def command(machine: Machine, home: Home) -> list[str]:
         *("-machine", "q35,vmport=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off", "-no-hpet"),
         *("-accel", accel, "-cpu", "max" if tcg else "host", "-smp", str(machine.processors), "-m", f"{machine.memory_mib}M"),
         *("-rtc", "base=utc", "-device", "vmgenid,guid=auto", "-device", "virtio-rng-pci"),
-        *("-kernel", str(machine.template.kernel), "-initrd", str(machine.template.initrd), "-append", " ".join(append)),
+        *(_memory(machine) if machine.memory else ()),
+        *(_RESTORE if restored else ("-kernel", str(machine.template.kernel), "-initrd", str(machine.template.initrd))),
+        *(() if restored else ("-append", " ".join(append))),
         *("-chardev", f"ringbuf,id={CONSOLE},size={_CONSOLE_BYTES}", "-serial", f"chardev:{CONSOLE}"),
         *("-chardev", f"socket,id=qmp,path={_escaped(qmp_socket(home, machine.domain))},server=on,wait=off", "-mon", "qmp,mode=control"),
         *_disk("root", machine.template.root, read_only=True),
-        *_disk("private", machine.private_disk, read_only=False),
+        *_disk("volatile" if machine.memory else "private", machine.disk, read_only=False),
         *_channels(machine.domain, home),
         *(word for slot in Slot for word in ("-device", _pendrive_port(slot))),
     ]
+
+
+def fingerprint(template: Template, accelerator: Accelerator, memory_mib: int, processors: int) -> str:
+    """Changes with anything of a DisposableVM's hardware: a saved state fits only the machine that it was saved on."""
+    memory = MemoryFile(Path("memory"), restored=False)
+    machine = Machine(VmName.parse("any"), UUID(int=0), DomainId(1), memory_mib, processors, Path("disk"), template, accelerator, memory)
+    words = command(machine, Home(Path("data"), Path("run"), Path("cache")))
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+
+def _memory(machine: Machine) -> tuple[str, ...]:
+    assert machine.memory is not None
+    backing = {
+        "qom-type": "memory-backend-file",
+        "id": "memory",
+        "size": machine.memory_mib << 20,
+        "mem-path": str(machine.memory.file),
+        "share": not machine.memory.restored,
+    }
+    return ("-object", json.dumps(backing), "-machine", "memory-backend=memory")
 
 
 def _escaped(path: Path) -> str:

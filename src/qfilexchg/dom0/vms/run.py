@@ -91,6 +91,10 @@ class Session:
                 raise NoAnswer("the VM ended before the command did")
 
 
+def ignore(_data: bytes) -> None:
+    """For a session whose output nobody wants."""
+
+
 @contextlib.asynccontextmanager
 async def session(
     home: Home,

@@ -6,12 +6,13 @@ not run; a lock lets two commands do so at once.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from qfilexchg.errors import HostError
 START_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 10.0
 _LOG_TAIL_BYTES = 2000
+_LOCK_STEP_S = 0.01
 
 
 class ServiceFailed(HostError):
@@ -113,6 +115,19 @@ def toolstack_lock(home: Home) -> Iterator[None]:
     """Held while daemons or VMs are being started or stopped: what is begun by one command is not half seen by another."""
     with (home.run / "toolstack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@asynccontextmanager
+async def toolstack_turn(home: Home) -> AsyncIterator[None]:
+    """:func:`toolstack_lock` for those who have other things to do while they wait for it, and may be told to stop waiting."""
+    with (home.run / "toolstack.lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_STEP_S)
         yield
 
 

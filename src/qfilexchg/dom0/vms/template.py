@@ -124,11 +124,16 @@ def build(home: Home, say: Callable[[str], None]) -> Template:
             aside.rename(folder)
         os.utime(folder)
         prune(images)
+    use(home, Template(folder))
+    return Template(folder)
+
+
+def use(home: Home, template: Template) -> None:
+    """Let ``home``'s VMs boot from ``template`` from now on."""
     fresh = home.template.with_name(f".template.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder)
+    fresh.symlink_to(template.folder)
     fresh.rename(home.template)
-    return Template(folder)
 
 
 def prune(images: Path) -> None:

@@ -1,0 +1,231 @@
+"""How a savefile is made: a DisposableVM is booted from the template, prepared, rehearsed and saved, and one restored from it is tried.
+
+While it is made the VM has the key ``qubes_save_request``. In ``device/qubes_used_mem`` it says first how the rehearsal went
+(``rehearsed``, or what went wrong), and then its memory in use in KiB, which means that it can be saved. It is no destination for
+files, and stands in no collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from qfilexchg.dom0 import programs
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import launch, qemu, qemu_command, restoring, run, services
+from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label
+from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot, VmId
+from qfilexchg.dom0.vms.restoring import Basis
+from qfilexchg.dom0.vms.savefile import Savefile
+from qfilexchg.errors import HostError
+from qfilexchg.protocol import dvm_header, keys
+from qfilexchg.protocol.names import DOM0
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.errors import NoEntry
+
+DISK_BYTES = 64 << 30
+"""All that a DisposableVM may write. A hole on the host, until it does."""
+REHEARSAL_DEADLINE_S = 600.0
+"""The person's script, which has half of it, and the reading of programs, under emulation."""
+SETTLE_S = 2.0
+"""Before the VM is saved, for what its start has left to do: what is done then, no clone does again."""
+_FORMAT_DEADLINE_S = 60.0
+_SCRIPT = "/etc/qubes/dvm-prerun"
+_REHEARSED = b"rehearsed"
+_SAID_MAX = 400
+_LOCK_STEP_S = 0.1
+_SERVICE = "qubes-dvm.service"
+
+
+class SavingFailed(HostError):
+    """No savefile could be made. The one that was there before is still there. ``said`` is the VM's own, shown escaped."""
+
+    def __init__(self, why: str, said: str = "") -> None:
+        super().__init__(why, said)
+        self.why = why
+        self.said = said
+
+    def __str__(self) -> str:
+        said = f": {self.said[:_SAID_MAX].encode('unicode_escape').decode('ascii')}" if self.said else ""
+        return f"the savefile could not be made, {self.why}{said}"
+
+
+async def make(home: Home, collection: Collection, made_of: Basis, script: bytes | None, say: Callable[[str], None]) -> Savefile:
+    """Make a savefile, try it, and put it in the place of the last; one at a time is made in a home.
+
+    ``script`` is run in the VM as its user before it is saved. ``say`` gets a line at each step. Raises :exc:`SavingFailed` or
+    another HostError; then nothing has changed, and nothing is left.
+    """
+    async with _turn(home, say):
+        await _clean_up(home)
+        saved = Savefile(home.savefiles / f".{uuid.uuid4().hex}")
+        saved.folder.mkdir(mode=0o700)
+        try:
+            say("booting a DisposableVM")
+            await _boot_and_save(home, collection, made_of, saved, script, say)
+            say("trying the savefile")
+            await _try(home, collection, made_of, saved)
+            saved.record(made_of.stamp)
+            return _publish(home, saved)
+        except BaseException:
+            saved.remove()
+            raise
+
+
+@asynccontextmanager
+async def _turn(home: Home, say: Callable[[str], None]) -> AsyncIterator[None]:
+    with (home.savefiles / ".lock").open("w") as lock:
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    say("another savefile is being made; waiting for it")
+                told = True
+                await asyncio.sleep(_LOCK_STEP_S)
+        yield
+
+
+async def _clean_up(home: Home) -> None:
+    """Remove what somebody who was killed had half made. Nobody else is at work: the lock is ours."""
+    for folder in home.savefiles.glob(".[0-9a-f]*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    hypervisor = qemu.Qemu(home)
+    for domain in qemu.domains(home):
+        found = qemu.record(home, domain)
+        if found and found.vm.name == SAVED_VM:
+            await hypervisor.kill(found.vm.id)
+            await hypervisor.release(domain)
+
+
+async def make_disk(path: Path) -> None:
+    """Make the disk that a DisposableVM writes to."""
+    with path.open("xb") as image:
+        image.truncate(DISK_BYTES)
+    # Few inodes, and no journal: nobody mounts it a second time.
+    options = ("-m", "0", "-i", "65536", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
+    await programs.run("mke2fs", "-q", "-F", "-t", "ext4", *options, "--", str(path), deadline_s=_FORMAT_DEADLINE_S)
+
+
+async def _boot_and_save(
+    home: Home, collection: Collection, made_of: Basis, saved: Savefile, script: bytes | None, say: Callable[[str], None]
+) -> None:
+    await make_disk(saved.disk)
+    async with services.toolstack_turn(home):
+        domain = collection.next_domain()
+        running = RunningVm(VmId(domain, uuid.uuid4()), SAVED_VM)
+        home.vm(SAVED_VM).mkdir(mode=0o700, parents=True, exist_ok=True)
+        memory = qemu_command.MemoryFile(saved.memory, restored=False)
+        size, processors = made_of.memory_mib, launch.processors()
+        machine = qemu_command.Machine(
+            SAVED_VM, running.id.uuid, domain, size, processors, saved.disk, made_of.template, made_of.accelerator, memory
+        )
+        argv = [programs.find_program(qemu_command.PROGRAM), *qemu_command.command(machine, home)]
+        order = {keys.SAVE_REQUEST: "1", keys.BLOCK_SOURCE: DOM0, keys.TRANSACTION_SEQ: "1", keys.VIEW_ONLY: "0"}
+        await launch.launch(home, running, Kind.DISPOSABLE, argv, order)
+    async with launch.or_kill(home, running), await Store.connect(home.store_socket) as store:
+        path = keys.absolute(domain, keys.USED_MEMORY)
+        await store.write(path, b"")
+        await store.set_perms(path, keys.writable_by(domain))
+        await store.watch(path, "")
+        await launch.wait_for_hello(home, running)
+        if script is not None:
+            await _put_script(home, running, saved, script)
+        say("rehearsing")
+        await _rehearse(home, running, saved, store, path)
+        await asyncio.sleep(SETTLE_S)
+        say("saving it")
+        hypervisor = qemu.Qemu(home)
+        await hypervisor.save(running.id, saved.state)
+        await hypervisor.release(domain)
+    shutil.rmtree(home.vm(SAVED_VM), ignore_errors=True)
+
+
+async def _put_script(home: Home, running: RunningVm, saved: Savefile, script: bytes) -> None:
+    saved.script.write_bytes(script)
+    argv = ("install", "-D", "-m", "0755", "/dev/stdin", _SCRIPT)
+    async with run.session(home, running.id.domain, argv, user="root") as session:
+        feeding = asyncio.create_task(session.feed(_Bytes(script)))
+        try:
+            status = await session.output(run.ignore, run.ignore)
+        finally:
+            feeding.cancel()
+        if status:
+            raise SavingFailed("as the script could not be put into the VM")
+
+
+class _Bytes:
+    """A command's whole input."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+
+async def _rehearse(home: Home, running: RunningVm, saved: Savefile, store: Store, path: str) -> None:
+    """Give the VM a document to open, and return when it can be saved. Raises :exc:`SavingFailed`."""
+    document = b"A document that is opened before any other.\n"
+    image = saved.folder / "rehearsal"
+    image.write_bytes(dvm_header.encode("rehearsal.txt", len(document)) + document)
+    with image.open("r+b") as file:
+        file.truncate(1 << 20)
+    hypervisor = qemu.Qemu(home)
+    await hypervisor.attach(running.id, Slot.INCOMING, image)
+    said = await _hear(store, path, b"")
+    if said != _REHEARSED:
+        raise SavingFailed("as the rehearsal failed", said.decode("utf-8", "backslashreplace"))
+    await hypervisor.detach(running.id, Slot.INCOMING)
+    image.unlink()
+    said = await _hear(store, path, _REHEARSED)
+    if not said.isdigit():
+        raise SavingFailed("as the VM does not say that it is ready", said.decode("utf-8", "backslashreplace"))
+
+
+async def _hear(store: Store, path: str, last: bytes) -> bytes:
+    """What the VM says next, after ``last``."""
+    try:
+        async with asyncio.timeout(REHEARSAL_DEADLINE_S):
+            while (said := await store.read(path)) == last:
+                if await store.events.get() is None:
+                    raise SavingFailed("as the store has ended")
+            return said
+    except NoEntry:
+        raise SavingFailed("as the VM ended before it was ready") from None
+    except TimeoutError:
+        raise SavingFailed(f"as the VM was not ready within {REHEARSAL_DEADLINE_S:g} s") from None
+
+
+async def _try(home: Home, collection: Collection, made_of: Basis, saved: Savefile) -> None:
+    """Restore one DisposableVM, and see whether it lives. Raises :exc:`SavingFailed`, or what a restore raises."""
+    restored = await restoring.restore(home, collection, saved, made_of, Label.RED, preloaded=True)
+    try:
+        await restoring.wake(home, restored)
+        await launch.wait_for_hello(home, restored.vm)
+        async with run.session(home, restored.vm.id.domain, ("systemctl", "is-active", "--quiet", _SERVICE), user="root") as session:
+            if await session.output(run.ignore, run.ignore):
+                raise SavingFailed("as one that was restored waits for no document")
+    finally:
+        await restoring.end(home, collection, restored.vm)
+
+
+def _publish(home: Home, saved: Savefile) -> Savefile:
+    """Make ``saved`` the current one, in one step, and remove those before it. VMs that run keep the memory that they have mapped."""
+    named = saved.folder.with_name(saved.folder.name.removeprefix("."))
+    saved.folder.rename(named)
+    link = home.savefiles / f".link-{named.name}"
+    link.symlink_to(named.name)
+    link.rename(home.current_savefile)
+    for other in home.savefiles.glob("[0-9a-f]*"):
+        if other.is_dir() and not other.is_symlink() and other != named:
+            shutil.rmtree(other, ignore_errors=True)
+    return Savefile(named)
