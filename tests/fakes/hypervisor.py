@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot, VmGone, VmId
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.xenstore.client import Store
@@ -24,7 +24,7 @@ class Hold:
 
 
 class FakeHypervisor:
-    """``refused`` names what fails, ``held`` what waits."""
+    """``refused`` names what fails, by ``refuses_with`` or else as a hypervisor would; ``held`` names what waits."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -32,12 +32,15 @@ class FakeHypervisor:
         self.vms: dict[VmId, RunningVm] = {}
         self.disks: dict[tuple[VmId, Slot], Path] = {}
         self.refused: set[tuple[str, VmName]] = set()
+        self.refuses_with: Exception | None = None
+        self.has_refused = asyncio.Event()
         self.held: dict[tuple[str, VmName], Hold] = {}
 
-    async def start(self, name: str, uuid: UUID | None = None) -> RunningVm:
+    async def start(self, name: str, uuid: UUID | None = None, *, disposable: bool = False) -> RunningVm:
         domain = DomainId(next(self._ids))
         vm = RunningVm(VmId(domain, uuid or uuid4()), VmName.parse(name))
         await self._store.write(keys.absolute(domain, keys.NAME), name.encode())
+        await self._store.write(keys.absolute(domain, keys.VM_TYPE), keys.DISPOSABLE_TYPE if disposable else b"AppVM")
         await self._store.set_perms(keys.home(domain), keys.readable_by(domain))
         self.vms[vm.id] = vm
         await self._store.introduce(domain)
@@ -62,7 +65,8 @@ class FakeHypervisor:
             hold.reached.set()
             await hold.released.wait()
         if (call, name) in self.refused:
-            raise HypervisorError(f"{name} does not {call}", "refused by the test")
+            self.has_refused.set()
+            raise self.refuses_with or HypervisorError(f"{name} does not {call}", "refused by the test")
 
     # The port
 
@@ -88,6 +92,7 @@ class FakeHypervisor:
         return {slot: path for (holder, slot), path in self.disks.items() if holder == vm}
 
     async def kill(self, vm: VmId) -> None:
+        await self._begin("kill", vm)
         if vm in self.vms:
             await self.end(self.vms[vm])
 
@@ -96,3 +101,39 @@ class FakeHypervisor:
             await self._store.rm(keys.home(domain))
         except NoEntry:
             return
+
+
+class FakeDisposables:
+    """Makes DisposableVMs of a FakeHypervisor. ``fails`` is what happens instead; ``stale`` lets the savefile be made again first."""
+
+    def __init__(self, hypervisor: FakeHypervisor) -> None:
+        self._hypervisor = hypervisor
+        self._numbers = itertools.count(1)
+        self.records: set[VmId] = set()
+        self.stale = False
+        self.fails: Exception | None = None
+        self.hold: Hold | None = None
+
+    async def make(self, asker: RunningVm, preparing: Callable[[str], None]) -> RunningVm:
+        if self.stale:
+            preparing("it is stale")
+        if self.hold:
+            self.hold.reached.set()
+            await self.hold.released.wait()
+        if self.fails:
+            raise self.fails
+        if asker.id not in self._hypervisor.vms:
+            raise NoDisposable("the VM that asked does not run any more")
+        vm = await self._hypervisor.start(f"disp{next(self._numbers)}", disposable=True)
+        self.records.add(vm.id)
+        return vm
+
+    async def forget(self, vm: VmId) -> None:
+        if vm in self._hypervisor.vms:
+            raise HypervisorError("it still runs")
+        self.records.discard(vm)
+
+    async def sweep(self, known: Collection[VmId]) -> None:
+        for vm in self.records - set(known):
+            await self._hypervisor.kill(vm)
+            await self.forget(vm)

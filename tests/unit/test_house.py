@@ -40,9 +40,13 @@ PURE = (
     "qfilexchg.xenstore.store",
     "qfilexchg.dom0.consent.protocol",
     "qfilexchg.dom0.consent.wording",
+    "qfilexchg.dom0.exchange.documents",
     "qfilexchg.dom0.exchange.machine",
-    "qfilexchg.dom0.exchange.phases",
     "qfilexchg.dom0.exchange.messages",
+    "qfilexchg.dom0.exchange.moves",
+    "qfilexchg.dom0.exchange.phases",
+    "qfilexchg.dom0.exchange.recovery",
+    "qfilexchg.dom0.exchange.state",
 )
 IMPURE = {"asyncio", "socket", "subprocess", "time", "random", "secrets", "threading", "select", "logging"}
 

@@ -2,11 +2,12 @@
 
 A request is one line of at most 256 bytes of printable ASCII, words between blanks. The first words are those of 2010::
 
-    new | send VM [SEQ] | send disposable SEQ | umount | killme | cancel | status
+    new | send VM [SEQ] | send disposable SEQ | umount | killme | cancel | status | forget SEQ
 
-``cancel`` and ``status`` are ours, and so are the ``key=value`` words that may follow any of them: ``id=`` (a token by which
-the client knows its reply, and by which a repeated request is known) and ``size=`` (bytes, with ``new``). Words that are not
-understood are passed over, as in 2010, so that a newer VM can talk to an older dom0.
+``cancel``, ``status`` and ``forget`` are ours, and so are the ``key=value`` words that may follow: ``id=`` (a token by which the
+client knows its reply, and by which a repeated request is known), with ``new`` ``size=`` (bytes), with ``send disposable``
+``view=only`` (the document is only to be looked at: it never comes back), with ``killme`` ``why=`` and one of
+:data:`KILL_REASONS`. Words that are not understood are passed over, as in 2010, so that a newer VM can talk to an older dom0.
 
 A reply is ``ID STATE [DETAIL…]``; ``-`` stands for the id of a request that had none.
 """
@@ -20,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Literal
 
-    Verb = Literal["new", "send", "umount", "killme", "cancel", "status"]
+    Verb = Literal["new", "send", "umount", "killme", "cancel", "status", "forget"]
     State = Literal["accepted", "attached", "asking", "queued", "delivered", "detached", "denied", "cancelled", "failed"]
 
 REQUEST_MAX: Final = 256
@@ -32,6 +33,10 @@ SEQ_MAX: Final = 2**31 - 1
 """The sequence number is a native signed 4-byte integer in ``~/.dvm/seq``, as in 2010. 0 means a plain copy."""
 SIZE_DIGITS_MAX: Final = 18
 """Digits of ``size=``. Keeps a request from costing a big-number conversion."""
+
+KILL_REASONS: Final = ("unchanged", "no-program", "bad-document", "failed")
+"""Why a DisposableVM has no more use for itself: its document was closed as it came, nothing here opens it, it is no document, or
+something went wrong. Nothing of the VM's own is let through to its asker but one of these words."""
 
 FINAL_STATES: Final = frozenset(("attached", "delivered", "detached", "denied", "cancelled", "failed"))
 """After one of these a request has had its last reply. ``attached`` ends ``new``; no other request is answered so."""
@@ -57,12 +62,20 @@ class BadReply(VmError):
 
 
 class Request:
-    """One request, checked. Fields that a verb does not have are None, and ``seq`` is 0."""
+    """One request, checked. Fields that a verb does not have are None, ``seq`` is 0, ``view_only`` false and ``why`` empty."""
 
-    __slots__ = ("request_id", "seq", "size_bytes", "target", "verb")
+    __slots__ = ("request_id", "seq", "size_bytes", "target", "verb", "view_only", "why")
 
     def __init__(
-        self, verb: Verb, *, target: VmName | None = None, seq: int = 0, request_id: str = NO_ID, size_bytes: int | None = None
+        self,
+        verb: Verb,
+        *,
+        target: VmName | None = None,
+        seq: int = 0,
+        request_id: str = NO_ID,
+        size_bytes: int | None = None,
+        view_only: bool = False,
+        why: str = "",
     ) -> None:
         self.verb: Final = verb
         self.target: Final = target
@@ -70,9 +83,13 @@ class Request:
         self.seq: Final = seq
         self.request_id: Final = request_id
         self.size_bytes: Final = size_bytes
+        self.view_only: Final = view_only
+        """Whether the document that ``send disposable`` sends is never to come back."""
+        self.why: Final = why
+        """Why ``killme``: one of :data:`KILL_REASONS`, or empty."""
 
     def _fields(self) -> tuple[object, ...]:
-        return (self.verb, self.target, self.seq, self.request_id, self.size_bytes)
+        return (self.verb, self.target, self.seq, self.request_id, self.size_bytes, self.view_only, self.why)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Request) and self._fields() == other._fields()
@@ -90,10 +107,16 @@ class Request:
             words.append(DISPOSABLE if self.target is None else self.target)
             if self.seq or self.target is None:
                 words.append(str(self.seq))
+        if self.verb == "forget":
+            words.append(str(self.seq))
         if self.request_id != NO_ID:
             words.append(f"id={self.request_id}")
         if self.size_bytes is not None:
             words.append(f"size={self.size_bytes}")
+        if self.view_only:
+            words.append("view=only")
+        if self.why:
+            words.append(f"why={self.why}")
         return " ".join(words).encode("ascii")
 
 
@@ -118,11 +141,10 @@ def parse_request(data: bytes) -> Request:
                     raise BadRequest("size= takes at least 1 byte", data)
             return Request("new", request_id=request_id, size_bytes=size_bytes)
         case ["send", "disposable", seq, *_]:
-            number = _seq(seq, data)
-            if number == 0:
-                raise BadRequest("a DisposableVM needs a sequence number of 1 or more", data)
-            return Request("send", seq=number, request_id=request_id)
-        case ["send", "disposable"]:
+            return Request("send", seq=_document(seq, data), request_id=request_id, view_only=options.get("view") == "only")
+        case ["forget", seq, *_]:
+            return Request("forget", seq=_document(seq, data), request_id=request_id)
+        case ["send", "disposable"] | ["forget"]:
             raise BadRequest("a DisposableVM needs a sequence number", data)
         case ["send", target, *rest]:
             try:
@@ -130,7 +152,10 @@ def parse_request(data: bytes) -> Request:
             except BadName:
                 raise BadRequest("the destination is not a VM name", data) from None
             return Request("send", target=name, seq=_seq(rest[0], data) if rest else 0, request_id=request_id)
-        case [("umount" | "killme" | "cancel" | "status") as verb, *_]:
+        case ["killme", *_]:
+            why = options.get("why", "")
+            return Request("killme", request_id=request_id, why=why if why in KILL_REASONS else "")
+        case [("umount" | "cancel" | "status") as verb, *_]:
             return Request(verb, request_id=request_id)
         case _:
             raise BadRequest("unknown", data)
@@ -151,6 +176,13 @@ def _seq(text: str, data: bytes) -> int:
     number = _number(text, "the sequence", data)
     if number > SEQ_MAX:
         raise BadRequest(f"the sequence is above {SEQ_MAX}", data)
+    return number
+
+
+def _document(text: str, data: bytes) -> int:
+    number = _seq(text, data)
+    if number == 0:
+        raise BadRequest("a DisposableVM needs a sequence number of 1 or more", data)
     return number
 
 

@@ -29,7 +29,11 @@ def test_a_wait_says_that_the_rules_have_allowed_the_rest(question: Question) ->
 
 
 def test_a_new_disposable_vm_has_no_name_yet(question: Question) -> None:
-    assert headline(replace(question, target=None)).startswith("work → a new DisposableVM: ")
+    disposable = replace(question, target=None)
+    assert headline(disposable) == "work → a new DisposableVM: open a document of 1.00 MiB in it?"
+    assert explanation(disposable) == [
+        "work (green) asks for a new DisposableVM to open a document of 1.00 MiB in. What is changed in it comes back to work (green)."
+    ]
 
 
 @pytest.mark.parametrize(

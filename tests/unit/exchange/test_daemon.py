@@ -14,14 +14,16 @@ from qfilexchg.dom0.consent.agents import Agents
 from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Withdraw, encode, parse_from_daemon
 from qfilexchg.dom0.exchange import daemon as module
 from qfilexchg.dom0.exchange.daemon import Daemon
+from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot
 from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import VmName
 from qfilexchg.protocol.qpen import FINAL_STATES, Reply, parse_reply
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.server import Server
-from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.hypervisor import FakeDisposables, FakeHypervisor, Hold
 
 CONFIGURATION = Configuration(question_timeout_s=30)
 
@@ -103,6 +105,7 @@ class Host:
         self.home = home
         self.stack = stack
         self.hypervisor = FakeHypervisor(store)
+        self.disposables = FakeDisposables(self.hypervisor)
         self.journal: Journal | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -118,7 +121,8 @@ class Host:
     async def _daemon(self, ready: asyncio.Event) -> None:
         with Journal(self.home.journal) as self.journal:
             async with await Store.connect(self.home.store_socket) as store, Agents.serve(self.home.agent_socket) as agents:
-                daemon = Daemon(self.home, CONFIGURATION, store, self.hypervisor, agents, self.journal, {"work": "green"}.get)
+                labels = {"work": "green"}.get
+                daemon = Daemon(self.home, CONFIGURATION, store, self.hypervisor, self.disposables, agents, self.journal, labels)
                 await daemon.run(ready.set)
 
     async def kill_daemon(self) -> None:
@@ -128,11 +132,26 @@ class Host:
         await asyncio.gather(self.task, return_exceptions=True)
 
     async def start(self, name: str) -> Vm:
-        vm = await self.hypervisor.start(name)
+        return await self.enter(await self.hypervisor.start(name))
+
+    async def enter(self, vm: RunningVm) -> Vm:
+        """The VM's side of a VM that runs."""
         store = await self.stack.enter_async_context(await Store.connect(self.home.store_domain_socket(vm.id.domain)))
         await store.watch(keys.REQUEST, "request")
         await store.watch(keys.REPLY, "reply")
         return Vm(vm, store)
+
+    async def disposable(self) -> Vm:
+        """The only DisposableVM, once it has its pendrive."""
+        while True:
+            found = [vm for vm, slot in self.hypervisor.disks if slot is Slot.INCOMING and vm in self.disposables.records]
+            if found:
+                return await self.enter(self.hypervisor.vms[found[0]])
+            await asyncio.sleep(0.01)
+
+    async def no_disposables(self) -> None:
+        while self.disposables.records:  # noqa: ASYNC110  no event tells a bystander that it is removed
+            await asyncio.sleep(0.01)
 
     async def person(self) -> Person:
         reader, writer = await asyncio.open_unix_connection(self.home.agent_socket)
@@ -366,3 +385,259 @@ class TestRestart:
             await here.hypervisor.end(work.vm)
             await here.start_daemon()
             await here.no_images()
+
+
+async def stage(asker: Vm, seq: int, *expected: str) -> str:
+    """What dom0 tells of a document, as soon as it is one of ``expected``."""
+    while True:
+        key = keys.document(seq)
+        found = (await asker.store.read(key)).decode() if await asker.store.exists(key) else ""
+        if found in expected:
+            return found
+        await asyncio.sleep(0.01)
+
+
+class TestDocuments:
+    async def test_a_document_is_opened_changed_and_comes_back(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            assert await work.last("new") == "attached"
+            here.hypervisor.disks[work.vm.id, Slot.OUTGOING].write_bytes(b"before")
+            assert await work.last("send disposable 7") == "delivered"
+            disposable = await here.disposable()
+            assert await disposable.store.read(keys.BLOCK_SOURCE) == b"work"
+            assert await disposable.store.read(keys.TRANSACTION_SEQ) == b"7"
+            assert await disposable.store.read(keys.VIEW_ONLY) == b"0"
+            assert await work.store.read(keys.document(7)) == b"starting"
+            assert await work.store.get_perms(keys.document(7)) == ("n0", f"r{work.vm.id.domain}")
+            assert await work.store.get_perms(keys.DOCUMENTS) == ("n0", f"r{work.vm.id.domain}")
+            assert await disposable.last("umount") == "detached"
+            assert await work.store.read(keys.document(7)) == b"open disp1"
+            assert await disposable.last("new") == "attached"
+            here.hypervisor.disks[disposable.vm.id, Slot.OUTGOING].write_bytes(b"after")
+            await disposable.write("send work 7")
+            await stage(work, 7, "returned disp1")
+            assert here.hypervisor.disks[work.vm.id, Slot.INCOMING].read_bytes() == b"after"
+            assert await work.store.read(keys.BLOCK_SOURCE) == b"disp1"
+            assert await work.store.read(keys.TRANSACTION_SEQ) == b"7"
+            assert disposable.vm.id not in here.hypervisor.vms
+            await here.no_disposables()
+            assert await work.last("umount") == "detached"
+            await here.no_images()
+            assert here.journal
+            told = [(outcome.sender, outcome.receiver, outcome.text) for outcome in here.journal.history()]
+            assert told == [("disp1", "work", "returned"), ("work", "disp1", "delivered")]
+            assert here.journal.documents() == []
+
+    async def test_the_person_is_asked_where_a_rule_says_so(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("work disposable ask")
+            work, person = await here.start("work"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send disposable 1"))
+            question = await person.question()
+            assert (question.source, question.target, question.target_label) == ("work", None, None)
+            person.answer(question, True)
+            assert await sending == "delivered"
+
+    async def test_a_rule_that_allows_every_vm_starts_none(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("* disposable deny\n* * allow")
+            work = await here.start("work")
+            await work.last("new")
+            assert await work.last("send disposable 1") == "denied"
+            assert not here.disposables.records
+
+    async def test_a_document_that_is_only_to_be_looked_at(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.last("send disposable 1 view=only")
+            disposable = await here.disposable()
+            assert await disposable.store.read(keys.VIEW_ONLY) == b"1"
+            await disposable.last("umount")
+            await disposable.last("new")
+            assert await disposable.last("send work 1") == "denied"
+            await disposable.write("killme why=no-program")
+            await stage(work, 1, "ended disp1 no-program")
+
+    @pytest.mark.parametrize(
+        ("error", "word"),
+        [
+            (NoDisposable("there is no memory", word="no-memory"), "no-memory"),
+            (HypervisorError("it did not answer"), "no-disposable"),
+            (ZeroDivisionError(), "no-disposable"),
+        ],
+    )
+    async def test_where_none_can_be_made_one_word_says_why(self, tmp_path: Path, error: Exception, word: str) -> None:
+        async with host(tmp_path) as here:
+            here.disposables.fails = error
+            work = await here.start("work")
+            await work.last("new")
+            assert await work.last("send disposable 1") == f"failed {word}"
+            assert not await work.store.exists(keys.document(1))
+            here.disposables.fails = None
+            assert await work.last("send disposable 1") == "delivered"
+
+    async def test_a_savefile_that_is_made_again_first_is_told(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.disposables.stale, here.disposables.hold = True, Hold()
+            work = await here.start("work")
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send disposable 1"))
+            await stage(work, 1, "preparing")
+            here.disposables.hold.released.set()
+            assert await sending == "delivered"
+
+    async def test_a_vm_that_is_being_made_is_not_waited_for_by_who_cancels(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.disposables.hold = Hold()
+            work = await here.start("work")
+            await work.last("new")
+            await work.until("send disposable 1", "accepted")
+            await here.disposables.hold.reached.wait()
+            assert await work.last("cancel") == "cancelled"
+            await here.no_images()
+            assert not here.disposables.records
+
+    async def test_a_vm_of_which_the_store_does_not_tell_is_destroyed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "WELCOME_S", 0.05)
+        monkeypatch.setattr(module, "DETACH_AGAIN_S", 0.05)
+
+        async def never(self: object, vm: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Domains, "welcomed", never)
+        async with host(tmp_path) as here:
+            here.hypervisor.refused.add(("kill", VmName.parse("disp1")))
+            work = await here.start("work")
+            await work.last("new")
+            await work.until("send disposable 1", "accepted")
+            await here.hypervisor.has_refused.wait()
+            await work.write("cancel id=c")  # which must not stop the destroying
+            assert await work.until("status", "accepted") == "accepted outgoing=abandoning incoming=none"
+            assert here.disposables.records
+            here.hypervisor.refused.clear()
+            await here.no_images()
+            await here.no_disposables()
+            assert set(here.hypervisor.vms) == {work.vm.id}
+
+    async def test_one_that_was_made_too_late_is_destroyed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        reached = asyncio.Event()
+
+        async def never(self: object, vm: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Domains, "welcomed", never)
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.until("send disposable 1", "accepted")
+            await reached.wait()
+            assert await work.last("cancel") == "cancelled"
+            await here.no_disposables()
+            assert set(here.hypervisor.vms) == {work.vm.id}
+
+    @pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+    async def test_a_vm_that_is_not_destroyed_at_once_is_destroyed_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    ) -> None:
+        monkeypatch.setattr(module, "DETACH_AGAIN_S", 0.01)
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.last("send disposable 1")
+            disposable = await here.disposable()
+            here.hypervisor.refused.add(("kill", disposable.vm.name))
+            here.hypervisor.refuses_with = error
+            await disposable.write("killme why=unchanged")
+            await here.hypervisor.has_refused.wait()
+            assert disposable.vm.id in here.hypervisor.vms
+            here.hypervisor.refused.clear()
+            await stage(work, 1, "unchanged disp1")
+            await here.no_disposables()
+
+    async def test_what_is_left_of_one_that_cannot_be_removed_ends_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.last("send disposable 1")
+            errors = [HypervisorError("the disk is full"), ZeroDivisionError()]
+
+            async def fail(vm: object) -> None:
+                raise errors.pop()
+
+            monkeypatch.setattr(here.disposables, "forget", fail)
+            for seq in (1, 2):
+                assert await work.last(f"forget {seq}") == "cancelled"
+                await stage(work, seq, f"ended disp{seq} killed")
+                await work.last("new")
+                await work.last(f"send disposable {seq + 1}")
+            assert not errors
+
+    async def test_an_asker_that_ends_takes_its_disposable_vms_along(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.last("send disposable 1")
+            await here.hypervisor.end(work.vm)
+            await here.no_disposables()
+            await here.no_images()
+
+    async def test_a_disposable_vm_that_the_exchange_has_not_made_gets_nothing(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            spare = await here.enter(await here.hypervisor.start("spare", disposable=True))
+            assert await spare.last("new") == "denied"
+
+    async def test_a_document_is_open_over_a_restart_and_what_was_half_made_is_swept_away(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            await work.last("send disposable 1")
+            disposable = await here.disposable()
+            await disposable.last("umount")
+            await here.kill_daemon()
+            half_made = await here.disposables.make(work.vm, lambda _: None)
+            await here.start_daemon()
+            assert half_made.id not in here.hypervisor.vms and here.disposables.records == {disposable.vm.id}
+            await disposable.last("new")
+            await disposable.write("send work 1")
+            await stage(work, 1, "returned disp1")
+
+    async def test_a_sweep_that_fails_keeps_nobody_from_copying(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with host(tmp_path, daemon=False) as here:
+
+            async def fail(known: object) -> None:
+                raise HypervisorError("the disk is full")
+
+            monkeypatch.setattr(here.disposables, "sweep", fail)
+            await here.start_daemon()
+            work = await here.start("work")
+            assert await work.last("new") == "attached"
+
+    async def test_a_restore_goes_on_after_a_restart(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.disposables.hold = Hold()
+            work = await here.start("work")
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send disposable 1"))
+            await here.disposables.hold.reached.wait()
+            await here.kill_daemon()
+            here.disposables.hold = None
+            await here.start_daemon()
+            assert await sending == "delivered"
+
+    async def test_a_key_that_is_to_be_removed_and_is_gone_already_is_no_trouble(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.disposables.hold = Hold()
+            work = await here.start("work")
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send disposable 1"))
+            await stage(work, 1, "starting")
+            domain = work.vm.id.domain
+            async with await Store.connect(here.home.store_socket) as dom0:
+                await dom0.rm(keys.absolute(domain, keys.DOCUMENTS))
+            here.disposables.fails = NoDisposable("there is none", word="no-savefile")
+            here.disposables.hold.released.set()
+            assert await sending == "failed no-savefile"

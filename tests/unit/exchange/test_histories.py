@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from qfilexchg.dom0.exchange import messages as m
 from qfilexchg.dom0.vms.hypervisor import RunningVm
 from qfilexchg.protocol.names import VmName
-from qfilexchg.protocol.qpen import FINAL_STATES, Request
+from qfilexchg.protocol.qpen import FINAL_STATES, KILL_REASONS, Request
 from tests.unit.exchange.world import World
 
 NAMES = ("work", "personal", "vault")
@@ -19,7 +19,6 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
-        self.unheard: list[RunningVm] = []
         self.ids = 0
 
     def vm(self, data: st.DataObject) -> RunningVm:
@@ -52,12 +51,12 @@ class Histories(RuleBasedStateMachine):
     def a_vm_ends_unheard(self, data: st.DataObject) -> None:
         vm = self.vm(data)
         self.world.die(vm)
-        self.unheard.append(vm)
+        self.world.unheard.append(vm)
 
-    @precondition(lambda self: self.unheard)
+    @precondition(lambda self: self.world.unheard)
     @rule()
     def its_end_is_heard(self) -> None:
-        self.world.handle(m.VmStopped(self.unheard.pop(0).id))
+        self.world.hear()
 
     @precondition(lambda self: self.world.running)
     @rule(data=st.data(), verb=st.sampled_from(("new", "new", "cancel", "umount", "umount", "status", "killme")))
@@ -86,9 +85,86 @@ class Histories(RuleBasedStateMachine):
         if answer is not None and self.world.questions:
             self.world.answer(answer, max(self.world.questions))
 
+    # Documents
+
+    def disposable(self, data: st.DataObject) -> RunningVm | None:
+        made = [vm for vm in self.world.running.values() if vm.id in self.world.errands]
+        return data.draw(st.sampled_from(made)) if made else None
+
+    @rule()
+    def a_disposable_vm_that_nobody_asked_for_starts(self) -> None:
+        if not self.world.foreign & self.world.running.keys():
+            self.world.start("spare", disposable=True)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), seq=st.integers(1, 3), view_only=st.booleans())
+    def a_vm_sends_a_document(self, data: st.DataObject, seq: int, view_only: bool) -> None:
+        self.ids += 1
+        self.world.ask(self.vm(data), Request("send", seq=seq, view_only=view_only, request_id=f"r{self.ids}"))
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), seq=st.integers(1, 5), view_only=st.sampled_from((False, False, True)), to_the_end=st.booleans())
+    def a_document_is_opened(self, data: st.DataObject, seq: int, view_only: bool, to_the_end: bool) -> None:
+        """The usual way, in one step."""
+        askers = [vm for vm in self.world.running.values() if vm.id not in self.world.errands.keys() | self.world.foreign]
+        if not askers:
+            return
+        asker = data.draw(st.sampled_from(askers))
+        self.world.settle()
+        self.ids += 1
+        self.world.ask(asker, Request("new", request_id=f"r{self.ids}n"))
+        self.world.settle()
+        self.world.ask(asker, Request("send", seq=seq, view_only=view_only, request_id=f"r{self.ids}s"))
+        if self.world.last(asker).state == "asking":
+            self.world.answer(True, max(self.world.questions))
+        if to_the_end:
+            self.world.settle()
+
+    @rule(data=st.data(), right=st.sampled_from((True, True, False)), to_the_end=st.booleans())
+    def a_document_is_sent_back(self, data: st.DataObject, right: bool, to_the_end: bool) -> None:
+        """The usual way, and the same to another VM or with another number."""
+        self.world.settle()
+        vm = self.disposable(data)
+        if vm is None:
+            return
+        errand = self.world.errands[vm.id]
+        asker = self.world.running.get(errand.asker)
+        for verb in ("umount", "new"):
+            self.ids += 1
+            self.world.ask(vm, Request(verb, request_id=f"r{self.ids}"))
+            self.world.settle()
+        name = asker.name if asker and right else data.draw(st.sampled_from((*map(VmName.parse, NAMES), None)))
+        seq = errand.seq if right else data.draw(st.integers(1, 3))
+        self.ids += 1
+        self.world.ask(vm, Request("send", target=name, seq=seq, request_id=f"r{self.ids}"))
+        if to_the_end:
+            self.world.settle()
+
+    @rule(data=st.data(), why=st.sampled_from(("", *KILL_REASONS)))
+    def a_disposable_vm_gives_up(self, data: st.DataObject, why: str) -> None:
+        if vm := self.disposable(data):
+            self.ids += 1
+            self.world.ask(vm, Request("killme", why=why, request_id=f"r{self.ids}"))
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), seq=st.integers(1, 5))
+    def an_asker_forgets(self, data: st.DataObject, seq: int) -> None:
+        self.ids += 1
+        self.world.ask(self.vm(data), Request("forget", seq=seq, request_id=f"r{self.ids}"))
+
+    @rule(data=st.data())
+    def the_savefile_is_made_again(self, data: st.DataObject) -> None:
+        restores = [effect for effect in self.world.pending if isinstance(effect, m.Restore)]
+        if restores:
+            self.world.handle(m.Preparing(data.draw(st.sampled_from(restores)).pendrive, "booting"))
+
     @rule()
     def all_settles(self) -> None:
         self.world.settle()
+        while self.world.unheard:
+            self.world.hear()
+            self.world.settle()
+        self.world.check_settled()
 
     @precondition(lambda self: self.world.questions)
     @rule(allow=st.booleans() | st.just(True))
@@ -106,7 +182,6 @@ class Histories(RuleBasedStateMachine):
         reminder = self.world.reminders.pop(0)
         self.world.handle(m.QueueExpired(reminder.pendrive, reminder.question))
 
-    @precondition(lambda self: not self.unheard)
     @rule(data=st.data(), unheard=st.booleans())
     def the_daemon_restarts(self, data: st.DataObject, unheard: bool) -> None:
         if unheard and self.world.pending:
@@ -126,13 +201,17 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened: when every VM is gone and all is settled, no image is left that was not put aside."""
         for vm in list(self.world.running.values()):
-            self.world.stop(vm)
-        while self.unheard:
-            self.its_end_is_heard()
-        self.world.settle()
+            if vm.id not in self.world.errands:
+                self.world.stop(vm)
+        while self.world.unheard or self.world.pending:
+            self.world.settle()
+            if self.world.unheard:
+                self.world.hear()
         assert not list(self.world.machine.entries)
         assert not self.world.images
         assert not self.world.attached
+        assert not self.world.running and not self.world.documents and not self.world.shown
+        assert sorted(self.world.dissolved, key=repr) == sorted(self.world.errands, key=repr), "every DisposableVM is removed once"
         assert sorted(self.world.ended) == sorted(self.world.made)
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qfilexchg
 from qfilexchg.dom0.exchange import journal as module
 from qfilexchg.dom0.exchange.journal import VERSION, Journal, JournalFailed, JournalTooNew, Outcome
-from qfilexchg.dom0.exchange.messages import Entry, PendriveId
-from qfilexchg.dom0.exchange.phases import Phase
+from qfilexchg.dom0.exchange.messages import Document, Entry, Fate, PendriveId
+from qfilexchg.dom0.exchange.phases import Course, Phase
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.protocol.names import DomainId, VmName
 
@@ -31,6 +31,7 @@ def vm(domain: int, name: str) -> RunningVm:
 
 WORK, PERSONAL = vm(3, "work"), vm(5, "personal")
 ENTRY = Entry(PendriveId("0a"), Phase.CLEAN, WORK, None, 0, "", 1 << 30, 4096)
+DOCUMENT = Document(vm(7, "disp1"), WORK, 9, True, Fate.OPEN)
 
 entries = st.builds(
     Entry,
@@ -42,6 +43,16 @@ entries = st.builds(
     request_id=st.sampled_from(["", "abc", "z" * 32]),
     size_bytes=st.integers(0, 1 << 40),
     baseline_bytes=st.integers(0, 1 << 30),
+    course=st.sampled_from(Course),
+    view_only=st.booleans(),
+)
+documents = st.builds(
+    Document,
+    vm=st.integers(1, 3).map(lambda number: vm(number, f"disp{number}")),
+    asker=st.sampled_from([WORK, PERSONAL]),
+    seq=st.integers(1, 2**31 - 1),
+    view_only=st.booleans(),
+    fate=st.sampled_from(Fate),
 )
 
 
@@ -50,6 +61,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
 
 
+@settings(deadline=None)
 @given(st.lists(entries | st.sampled_from(["0a", "0b", "0c"]).map(PendriveId), max_size=12))
 def test_it_knows_what_a_dictionary_would_and_still_does_after_a_restart(calls: list[Entry | PendriveId]) -> None:
     model: dict[str, Entry] = {}
@@ -67,6 +79,40 @@ def test_it_knows_what_a_dictionary_would_and_still_does_after_a_restart(calls: 
             assert journal.entries() == list(model.values())
         with Journal(path) as journal:
             assert journal.entries() == list(model.values())
+
+
+@settings(deadline=None)
+@given(st.lists(documents | st.integers(1, 3).map(lambda number: vm(number, "disp").id), max_size=12))
+def test_it_knows_the_disposable_vms_as_a_dictionary_would(calls: list[Document | VmId]) -> None:
+    model: dict[VmId, Document] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal.sqlite"
+        with Journal(path) as journal:
+            for call in calls:
+                if isinstance(call, Document):
+                    journal.put_document(call)
+                    model[call.vm.id] = call
+                else:
+                    journal.forget_document(call)
+                    model.pop(call, None)
+        with Journal(path) as journal:
+            assert {document.vm.id: document for document in journal.documents()} == model
+            assert journal.entries() == []
+
+
+def test_a_journal_of_version_1_is_taken_over_whole(path: Path) -> None:
+    row = "'0a', 'queued', 3, '{}', 'work', 5, '{}', 'personal', 0, 'abc', 1073741824, 4096".format(*(UUID(int=n) for n in (3, 5)))
+    execute(path, *module._STEPS[0].split(";"), f"INSERT INTO pendrive VALUES ({row})", "PRAGMA user_version = 1")
+    for _ in range(2):
+        with Journal(path) as journal:
+            assert journal.entries() == [Entry(PendriveId("0a"), Phase.QUEUED, WORK, PERSONAL, 0, "abc", 1 << 30, 4096)]
+            assert journal.documents() == [] and journal.history() == []
+    with Journal(path) as journal:
+        journal.put(replace(ENTRY, pendrive=PendriveId("0b"), course=Course.BACK, view_only=True))
+        journal.put_document(DOCUMENT)
+    with Journal(path) as journal:
+        assert journal.entries()[1] == replace(ENTRY, pendrive=PendriveId("0b"), course=Course.BACK, view_only=True)
+        assert journal.documents() == [DOCUMENT]
 
 
 def test_the_file_is_for_this_user_alone(path: Path) -> None:
@@ -141,6 +187,12 @@ def spoil_name(path: Path) -> None:
     execute(path, "UPDATE pendrive SET sender_name = 'no name'")
 
 
+def spoil_fate(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.put_document(DOCUMENT)
+    execute(path, "UPDATE document SET fate = 'floating'")
+
+
 def replace_tables(path: Path) -> None:
     path.unlink()
     execute(path, "CREATE TABLE songs (title TEXT)")
@@ -155,7 +207,7 @@ def execute(path: Path, *statements: str) -> None:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("spoil", [spoil_head, spoil_middle, spoil_phase, spoil_name, replace_tables])
+    @pytest.mark.parametrize("spoil", [spoil_head, spoil_middle, spoil_phase, spoil_name, spoil_fate, replace_tables])
     def test_a_damaged_journal_is_moved_aside_and_a_new_one_begun(
         self, path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
     ) -> None:

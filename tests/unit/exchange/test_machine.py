@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qfilexchg.dom0.exchange import messages as m
-from qfilexchg.dom0.exchange.machine import REMEMBERED_REPLIES, Exchange, UnexpectedSignal
-from qfilexchg.dom0.exchange.phases import EDGES, Phase, Place, Signal, diagram, resume
+from qfilexchg.dom0.exchange.machine import Exchange
+from qfilexchg.dom0.exchange.moves import REMEMBERED_REPLIES, UnexpectedSignal
+from qfilexchg.dom0.exchange.phases import EDGES, Course, Phase, Place, Signal, diagram
+from qfilexchg.dom0.exchange.recovery import resume
 from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot
 from qfilexchg.protocol.names import VmName
 from qfilexchg.protocol.qpen import Request
@@ -53,7 +55,7 @@ class TestCopy:
         world.settle()
         assert three.states(three.work)[3:] == ["s accepted", "s delivered"]
         assert world.attached == {(three.personal.id, Slot.INCOMING): "p1"}
-        assert world.announced[three.personal.id] == ("work", 0)
+        assert world.announced[three.personal.id] == ("work", 0, False)
         world.ask(three.personal, Request("umount", request_id="u"))
         world.settle()
         assert three.states(three.personal) == ["u accepted", "u detached"]
@@ -135,10 +137,6 @@ class TestRefusals:
         three.world.ask(three.work, Request("killme", request_id="k"))
         assert three.world.last(three.work).state == "denied" and not three.world.pending
 
-    def test_disposable_is_denied_while_there_is_no_savefile(self, three: Three) -> None:
-        three.world.ask(three.work, Request("send", seq=1, request_id="d"))
-        assert three.world.last(three.work).encode() == b"d denied"
-
     def test_a_vm_that_does_not_run_is_not_heard(self, three: Three) -> None:
         three.world.stop(three.vault)
         three.world.ask(three.vault, Request("new"))
@@ -193,7 +191,7 @@ class TestBusyReceiver:
         for expected in ("vault", "work"):
             world.ask(busy.personal, Request("umount", request_id=f"u{expected}"))
             world.settle()
-            assert world.announced[busy.personal.id] == (expected, 0)
+            assert world.announced[busy.personal.id] == (expected, 0, False)
 
     def test_who_became_busy_after_the_question_is_asked_about_again(self, three: Three) -> None:
         three.fill(three.vault)
@@ -247,6 +245,15 @@ class TestCancel:
         three.world.handle(m.Answered(question, True, "allowed"))
         three.world.settle()
         assert not three.world.attached
+
+    def test_where_none_came_to_be_none_is_left_to_send(self) -> None:
+        """It was cancelled, could not be made, and the detach that was then tried failed: it counted as one to be filled."""
+        world = World()
+        vm = world.start("work")
+        world.ask(vm, Request("new", request_id="n"))
+        world.ask(vm, Request("cancel", request_id="c"))
+        world.finish(fail=True)
+        assert world.pending == [m.Delete(m.PendriveId("p1"))]
 
     @pytest.mark.parametrize("steps", [0, 1])
     @pytest.mark.parametrize("fail", [False, True])
@@ -391,6 +398,16 @@ class TestDeaths:
         three.world.handle(m.Answered(question, True, "allowed"))
         assert three.world.last(three.work).state == "denied" and three.world.phase() == "clean"
 
+    def test_it_is_asked_again_for_a_pendrive_whose_receiver_has_ended_too(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.answer(True)
+        three.world.stop(three.personal)
+        three.world.stop(three.work)
+        three.world.finish(fail=True)
+        assert three.world.pending == [m.Detach(m.PendriveId("p1"), three.work, Slot.OUTGOING, again=True)]
+        three.world.settle()
+        assert any("kept as" in notice for notice in three.world.notices), "it had been allowed to leave"
+
     def test_a_hypervisor_in_trouble_is_asked_again_until_it_lets_a_dead_vm_go(self, three: Three) -> None:
         three.world.stop(three.work)
         three.world.finish(fail=True)
@@ -437,7 +454,22 @@ class TestRestart:
         assert three.world.last(three.vault).state == "queued" and not three.world.pending
         three.world.ask(three.personal, Request("umount", request_id="u"))
         three.world.settle()
-        assert three.world.announced[three.personal.id] == ("vault", 0)
+        assert three.world.announced[three.personal.id] == ("vault", 0, False)
+
+    def test_a_pendrive_that_was_attached_before_that_was_written_down_is_attached(self) -> None:
+        world = World()
+        vm = world.start("work")
+        world.ask(vm, Request("new", request_id="n"))
+        world.finish()
+        world.carry_out(world.pending[0])
+        world.restart()
+        assert world.last(vm).encode() == b"n attached" and world.phase() == "clean"
+
+    def test_who_asked_to_send_to_a_vm_that_ended_meanwhile_is_denied_it(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.die(three.personal)
+        three.world.restart()
+        assert three.world.last(three.work).encode() == b"s denied" and three.world.phase() == "clean"
 
     def test_a_pendrive_that_was_being_made_is_given_up(self) -> None:
         world = World()
@@ -451,13 +483,33 @@ class TestRestart:
     @pytest.mark.parametrize("place", Place)
     @pytest.mark.parametrize("sender_runs", [True, False])
     @pytest.mark.parametrize("receiver_runs", [True, False])
-    def test_every_phase_resumes_in_one_that_can_go_on(self, phase: Phase, place: Place, sender_runs: bool, receiver_runs: bool) -> None:
-        resumed = resume(phase, place, sender_runs=sender_runs, receiver_runs=receiver_runs)
+    @pytest.mark.parametrize("course", [Course.COPY, Course.OUT])
+    def test_every_phase_resumes_in_one_that_can_go_on(
+        self, phase: Phase, place: Place, sender_runs: bool, receiver_runs: bool, course: Course
+    ) -> None:
+        resumed = resume(phase, place, sender_runs=sender_runs, receiver_runs=receiver_runs, course=course)
         assert any(start is resumed for start, _ in EDGES)
+        assert resumed not in {Phase.WITHDRAWING, Phase.SALVAGING, Phase.HELD}
+        if resumed is Phase.RESTORING:
+            assert sender_runs and place is Place.AT_SENDER and course is Course.OUT
         if place is Place.AT_RECEIVER and phase not in {Phase.DELETING, Phase.KEEPING}:
             assert resumed in {Phase.LOADED, Phase.DETACHING, Phase.PULLING}
         if resumed in {Phase.CLEAN, Phase.ASKING, Phase.QUEUED, Phase.RETURNING}:
             assert sender_runs
+
+    @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.GONE])
+    @pytest.mark.parametrize("place", Place)
+    @pytest.mark.parametrize("receiver_runs", [True, False])
+    def test_a_document_on_its_way_back_is_deleted_only_if_its_receiver_has_said_that_it_has_it(
+        self, phase: Phase, place: Place, receiver_runs: bool
+    ) -> None:
+        resumed = resume(phase, place, sender_runs=False, receiver_runs=receiver_runs, course=Course.BACK)
+        assert any(start is resumed for start, _ in EDGES)
+        assert resumed is not Phase.DELETING or phase in {Phase.DELETING, Phase.DETACHING}
+        assert resumed is not Phase.DETACHING or phase is Phase.DETACHING
+        assert resumed not in {Phase.RETURNING, Phase.CLEAN, Phase.DISCARDING}, "there is nobody to have it but its receiver"
+        if resumed in {Phase.HELD, Phase.WITHDRAWING, Phase.LOADED}:
+            assert receiver_runs
 
 
 class TestTable:
@@ -467,7 +519,7 @@ class TestTable:
 
     def test_only_an_allow_or_a_free_receiver_lets_a_pendrive_leave(self) -> None:
         ways = {signal for (_, signal), edge in EDGES.items() if edge.phase is Phase.LEAVING}
-        assert ways == {Signal.ALLOWED, Signal.SLOT_FREE, Signal.DETACH_AGAIN}
+        assert ways == {Signal.ALLOWED, Signal.SLOT_FREE, Signal.RESTORED, Signal.DETACH_AGAIN}
 
     def test_the_diagram_has_every_edge(self) -> None:
         assert diagram().count("-->") == len(EDGES) + 1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qfilexchg.protocol.names import NAME_MAX, BadDomainId, BadName, DomainId, VmName
 from qfilexchg.protocol.qpen import (
+    KILL_REASONS,
     REQUEST_MAX,
     SEQ_MAX,
     BadReply,
@@ -31,8 +32,16 @@ class TestRequest:
             (b"send personal", Request("send", target=VmName.parse("personal"))),
             (b"send personal 3", Request("send", target=VmName.parse("personal"), seq=3)),
             (b"send disposable 4", Request("send", seq=4)),
+            (b"send disposable 4 view=only", Request("send", seq=4, view_only=True)),
+            (b"send disposable 4 view=all", Request("send", seq=4)),
+            (b"send personal 3 view=only", Request("send", target=VmName.parse("personal"), seq=3)),
+            (b"new view=only why=failed", Request("new")),
+            (b"forget 4", Request("forget", seq=4)),
             (b"umount", Request("umount")),
             (b"killme", Request("killme")),
+            (b"killme why=no-program", Request("killme", why="no-program")),
+            (b"killme why=boredom", Request("killme")),
+            (b"killme why=", Request("killme")),
             (b"cancel id=x", Request("cancel", request_id="x")),
             (b"status", Request("status")),
             (b"umount now please", Request("umount")),
@@ -64,6 +73,9 @@ class TestRequest:
             (b"send work %d" % (SEQ_MAX + 1), "above"),
             (b"send disposable", "needs a sequence"),
             (b"send disposable 0", "1 or more"),
+            (b"forget", "needs a sequence"),
+            (b"forget 0", "1 or more"),
+            (b"forget me", "decimal"),
             (b"new size=0", "at least 1"),
             (b"new size=1e9", "decimal"),
             (b"new size=" + b"9" * 19, "decimal"),
@@ -90,6 +102,20 @@ class TestRequest:
         if name != "disposable":
             request = Request("send", target=VmName.parse(name), seq=seq, request_id=request_id)
             assert parse_request(request.encode()) == request
+
+    @given(st.integers(1, SEQ_MAX), ids, st.booleans(), st.sampled_from(("", *KILL_REASONS)))
+    def test_what_is_encoded_of_a_document_is_understood(self, seq: int, request_id: str, view_only: bool, why: str) -> None:
+        for request in (
+            Request("send", seq=seq, request_id=request_id, view_only=view_only),
+            Request("forget", seq=seq, request_id=request_id),
+            Request("killme", request_id=request_id, why=why),
+        ):
+            assert parse_request(request.encode()) == request
+
+    def test_requests_that_differ_in_one_field_are_not_equal(self) -> None:
+        requests = {Request("killme"), Request("killme", why="failed"), Request("send", seq=1), Request("send", seq=1, view_only=True)}
+        assert len(requests) == 4
+        assert repr(Request("send", seq=1, view_only=True)) == "Request('send disposable 1 view=only')"
 
 
 class TestReply:

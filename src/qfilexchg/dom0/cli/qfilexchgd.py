@@ -17,6 +17,7 @@ from qfilexchg.dom0.exchange.daemon import Daemon
 from qfilexchg.dom0.exchange.journal import Journal
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import Collection
+from qfilexchg.dom0.vms.disposables import Disposables
 from qfilexchg.dom0.vms.qemu import Qemu
 from qfilexchg.errors import HostError
 from qfilexchg.xenstore.client import Store
@@ -57,15 +58,28 @@ async def serve(home: Home, settings: configuration.Configuration) -> None:
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
     with Journal(home.journal) as journal:
         async with await Store.connect(home.store_socket) as store, Agents.serve(home.agent_socket) as agents:
-            daemon = Daemon(home, settings, store, Qemu(home), agents, journal, Collection(home.collection).label)
-            running = asyncio.create_task(daemon.run(lambda: log.info("ready")))
+            collection = Collection(home.collection)
+            disposables = Disposables(home, collection, settings.disposable_memory_mb, settings.preload)
+            daemon = Daemon(home, settings, store, Qemu(home), disposables, agents, journal, collection.label)
+            ready = asyncio.Event()
+            running = asyncio.create_task(daemon.run(ready.set))
+            preloading = asyncio.create_task(_preload(ready, disposables))
             ending = asyncio.create_task(told_to_end.wait())
             await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
-            ending.cancel()
-            running.cancel()
+            for task in (ending, preloading, running):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await preloading
             with contextlib.suppress(asyncio.CancelledError):
                 await running
     log.info("ended")
+
+
+async def _preload(ready: asyncio.Event, disposables: Disposables) -> None:
+    """Once what was left over from before has been swept away."""
+    await ready.wait()
+    log.info("ready")
+    await disposables.keep_ready()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ def headline(question: Question) -> str:
     size = human_size(question.size_bytes)
     match question.kind:
         case Kind.COPY:
-            what = f"hand over {size}?"
+            what = f"open a document of {size} in it?" if question.target is None else f"hand over {size}?"
         case Kind.WAIT:
             what = f"wait to hand over {size}?"
         case _:
@@ -30,6 +30,8 @@ def explanation(question: Question) -> list[str]:
     size = human_size(question.size_bytes)
     sentences = []
     match question.kind:
+        case Kind.COPY if question.target is None:
+            sentences.append(f"{source} asks for {target} to open a document of {size} in. What is changed in it comes back to {source}.")
         case Kind.COPY:
             sentences.append(f"{source} asks to give {target} its pendrive with {size} of files.")
             if question.busy:

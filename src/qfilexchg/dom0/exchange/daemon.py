@@ -21,16 +21,20 @@ from qfilexchg.dom0.exchange import messages as m
 from qfilexchg.dom0.exchange import pendrives, policy
 from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
-from qfilexchg.dom0.exchange.machine import Exchange, Limits
+from qfilexchg.dom0.exchange.machine import Exchange
 from qfilexchg.dom0.exchange.phases import Place
 from qfilexchg.dom0.exchange.policy import Action
+from qfilexchg.dom0.exchange.state import Limits
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.hypervisor import Hypervisor, RunningVm, Slot
+from qfilexchg.dom0.vms.hypervisor import DisposableMaker, Hypervisor, NoDisposable, RunningVm, Slot, VmId
 from qfilexchg.errors import HostError, QfilexchgError
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.client import Store
 
 DETACH_AGAIN_S: Final = 5.0
+"""Before a hypervisor that failed to take a disk from a VM, or to end one, is asked again."""
+WELCOME_S: Final = 30.0
+"""For the store to tell of a DisposableVM that runs. It takes some milliseconds, or something is broken."""
 DOUBT_S: Final = (2.0, 6.0)
 """How long a destination that cannot be is 'asked about'. A VM that got this no at once would learn which VMs exist."""
 
@@ -46,6 +50,7 @@ class Daemon:
         settings: Configuration,
         store: Store,
         hypervisor: Hypervisor,
+        disposables: DisposableMaker,
         agents: Agents,
         journal: Journal,
         labels: Callable[[VmName], str | None],
@@ -53,13 +58,15 @@ class Daemon:
         self._home = home
         self._settings = settings
         self._hypervisor = hypervisor
+        self._disposables = disposables
         self._agents = agents
         self._journal = journal
         self._labels = labels
         self._inbox: asyncio.Queue[m.Event] = asyncio.Queue()
         self._domains = Domains(store, hypervisor, self._inbox.put_nowait)
-        self._machine = Exchange(Limits(settings.pendrive_size_bytes, settings.pendrive_max_bytes))
+        self._machine = Exchange(Limits(settings.pendrive_size_bytes, settings.pendrive_max_bytes, settings.disposables_max))
         self._questions: dict[m.QuestionId, asyncio.Task[None]] = {}
+        self._restores: dict[m.PendriveId, asyncio.Task[None]] = {}
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled. ``ready`` is called once everything that was in flight is taken up again.
@@ -70,6 +77,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
+                await self._sweep()
                 await self._domains.start()
                 while not self._inbox.empty():  # the VMs that run
                     await self._handle(self._inbox.get_nowait())
@@ -88,6 +96,13 @@ class Daemon:
             await self._carry_out(effect)
 
     # What was in flight when the last daemon ended
+
+    async def _sweep(self) -> None:
+        """End the DisposableVMs that nobody knows of. It comes first: the machine is never to see one of them run."""
+        try:
+            await self._disposables.sweep([document.vm.id for document in self._journal.documents()])
+        except HostError as error:
+            log.error("DisposableVMs that an earlier qfilexchgd made may still run: %s", error)
 
     async def _recover(self) -> m.Recovered:
         entries = self._journal.entries()
@@ -108,7 +123,7 @@ class Daemon:
         found = tuple((entry, place(entry)) for entry in entries)
         for entry, where in found:
             log.info("%s was left %s, and is %s", entry.pendrive, entry.phase.value, where.value)
-        return m.Recovered(found)
+        return m.Recovered(found, tuple(self._journal.documents()))
 
     async def _put_aside(self, image: Path, holders: list[tuple[RunningVm, Slot]]) -> None:
         """An image of which the journal knows nothing: it was lost, say. No VM may keep it, and what it holds may be wanted."""
@@ -132,6 +147,11 @@ class Daemon:
                 self._journal.put(entry)
             case m.Forget(pendrive):
                 self._journal.forget(pendrive)
+            case m.RecordDocument(document):
+                log.info("%s, %s's document %d: %s", document.vm.name, document.asker.name, document.seq, document.fate.value)
+                self._journal.put_document(document)
+            case m.ForgetDocument(vm_id):
+                self._journal.forget_document(vm_id)
             case m.Outcome(entry, text):
                 try:
                     used_bytes = self._used_bytes(entry)
@@ -140,13 +160,25 @@ class Daemon:
                 self._journal.note_outcome(entry, used_bytes, text)
             case m.Tell(vm, reply):
                 await self._domains.tell(vm, reply)
-            case m.Announce(receiver, source, seq):
-                await self._domains.announce(receiver, source, seq)
+            case m.Announce(receiver, source, seq, view_only):
+                await self._domains.announce(receiver, source, seq, view_only=view_only)
+            case m.Show(asker, seq, stage):
+                await self._domains.show(asker, seq, stage)
             case m.Notify(pendrive, text):
                 log.info("notice: %s", text)
                 self._agents.notify(text, pendrive)
             case m.Create() | m.Attach() | m.Detach() | m.Delete() | m.Keep():
                 self._tasks.create_task(self._do(effect))
+            case m.Restore(restored):
+                self._restores[restored] = restore = self._tasks.create_task(self._restore(effect))
+                restore.add_done_callback(lambda _: self._restores.pop(restored, None))
+            case m.Stop(pendrive):
+                if restoring := self._restores.get(pendrive):  # else its result is in the inbox
+                    restoring.cancel()
+            case m.Destroy():
+                self._tasks.create_task(self._destroy(effect))
+            case m.Dissolve(vm_id):
+                self._tasks.create_task(self._dissolve(vm_id))
             case m.Ask(question, pendrive):
                 self._questions[question.id] = task = self._tasks.create_task(self._ask(question, pendrive))
                 task.add_done_callback(lambda _: self._questions.pop(question.id))
@@ -156,6 +188,10 @@ class Daemon:
             case m.Remind(pendrive, question_id):
                 expired = m.QueueExpired(pendrive, question_id)
                 asyncio.get_running_loop().call_later(self._settings.queue_timeout_s, self._inbox.put_nowait, expired)
+            case m.RemindDocument(vm_id):
+                if self._settings.document_timeout_s:
+                    document_expired = m.DocumentExpired(vm_id)
+                    asyncio.get_running_loop().call_later(self._settings.document_timeout_s, self._inbox.put_nowait, document_expired)
             case _:
                 assert_never(effect)
 
@@ -201,6 +237,72 @@ class Daemon:
             case m.Create(pendrive) | m.Attach(pendrive) | m.Detach(pendrive):
                 return m.Failed(pendrive, why)
 
+    # DisposableVMs
+
+    async def _restore(self, effect: m.Restore) -> None:
+        event: m.Event = m.Failed(effect.pendrive, "an internal error, see the log", "no-disposable")
+        try:
+            event = m.Restored(effect.pendrive, await self._make(effect))
+        except NoDisposable as error:
+            log.error("%s: %s", effect.pendrive, error)
+            event = m.Failed(effect.pendrive, str(error), error.word)
+        except QfilexchgError as error:
+            log.error("%s: %s", effect.pendrive, error)
+            event = m.Failed(effect.pendrive, str(error), "no-disposable")
+        except asyncio.CancelledError:
+            event = m.Failed(effect.pendrive, "cancelled", "no-disposable")
+            raise
+        except Exception:
+            log.exception("%s: %s", effect.pendrive, effect)
+        finally:
+            self._inbox.put_nowait(event)
+
+    async def _make(self, effect: m.Restore) -> RunningVm:
+        """A DisposableVM that the machine has heard of, or none."""
+        vm = await self._disposables.make(effect.asker, lambda step: self._inbox.put_nowait(m.Preparing(effect.pendrive, step)))
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                await self._domains.welcomed(vm.id)
+        except TimeoutError:
+            await self._unmake(effect, vm)
+            raise NoDisposable(f"the store does not tell of {vm.name}, which runs") from None
+        except BaseException:
+            await self._unmake(effect, vm)
+            raise
+        return vm
+
+    async def _unmake(self, effect: m.Restore, vm: RunningVm) -> None:
+        """Returns when it is gone: its pendrive waits so long, as the machine does not know of the VM and would not destroy it."""
+        self._restores.pop(effect.pendrive, None)  # there is nothing left to stop
+        destroy = m.Destroy(vm)
+        while isinstance(await self._destroyed(destroy), m.DestroyFailed):
+            destroy = m.Destroy(vm, again=True)
+        await self._dissolve(vm.id)
+
+    async def _destroy(self, effect: m.Destroy) -> None:
+        self._inbox.put_nowait(await self._destroyed(effect))
+
+    async def _destroyed(self, effect: m.Destroy) -> m.Destroyed | m.DestroyFailed:
+        if effect.again:
+            await asyncio.sleep(DETACH_AGAIN_S)
+        try:
+            await self._hypervisor.kill(effect.vm.id)
+        except QfilexchgError as error:
+            log.error("%s is not destroyed, trying again: %s", effect.vm.name, error)
+        except Exception:
+            log.exception("%s", effect)
+        else:
+            return m.Destroyed(effect.vm.id)
+        return m.DestroyFailed(effect.vm.id)
+
+    async def _dissolve(self, vm: VmId) -> None:
+        try:
+            await self._disposables.forget(vm)
+        except QfilexchgError as error:
+            log.error("of domain %d something is left: %s", vm.domain, error)
+        except Exception:
+            log.exception("of domain %d something is left", vm.domain)
+
     def _used_bytes(self, entry: m.Entry) -> int:
         return pendrives.used_bytes(self._image(entry.pendrive), entry.baseline_bytes)
 
@@ -215,7 +317,8 @@ class Daemon:
         except Exception:
             log.exception("question %d", question.id)
             allow, why = False, "an internal error, see the log"
-        log.info("%s → %s: %s, %s", question.source.name, question.target_name, "allowed" if allow else "denied", why)
+        target = question.target_name or "DisposableVM"
+        log.info("%s → %s: %s, %s", question.source.name, target, "allowed" if allow else "denied", why)
         self._inbox.put_nowait(m.Answered(question.id, allow, why))
 
     async def _decide(self, question: m.Question, pendrive: m.PendriveId) -> tuple[bool, str]:
@@ -243,7 +346,7 @@ class Daemon:
                 source=question.source.name,
                 source_label=self._labels(question.source.name),
                 target=question.target_name,
-                target_label=self._labels(question.target_name),
+                target_label=self._labels(question.target_name) if question.target_name else None,
                 size_bytes=size_bytes,
                 busy=question.busy,
                 deadline_s=self._settings.question_timeout_s,

@@ -19,6 +19,7 @@ from qfilexchg.errors import QfilexchgError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, DomainId, VmName
 from qfilexchg.protocol.qpen import NO_ID, BadReply, BadRequest, Reply, parse_reply, parse_request
+from qfilexchg.protocol.stages import Stage
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
 
@@ -54,6 +55,7 @@ class Domains:
         self._hypervisor = hypervisor
         self._deliver = deliver
         self._lines: dict[VmId, _Line] = {}
+        self._arrived = asyncio.Condition()
         self._releases: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -84,9 +86,29 @@ class Domains:
         """Write a VM's reply key. A VM that has ended is passed over."""
         await self._write(vm, {keys.REPLY: reply.encode()})
 
-    async def announce(self, receiver: VmId, source: VmName, seq: int) -> None:
-        """Tell the receiver of the pendrive that comes next: who sent it, and its sequence number."""
-        await self._write(receiver, {keys.BLOCK_SOURCE: source.encode("ascii"), keys.TRANSACTION_SEQ: str(seq).encode("ascii")})
+    async def announce(self, receiver: VmId, source: VmName, seq: int, *, view_only: bool) -> None:
+        """Tell the receiver of the pendrive that comes next: who sent it, its sequence number, whether it may be sent back."""
+        values = {
+            keys.BLOCK_SOURCE: source.encode("ascii"),
+            keys.TRANSACTION_SEQ: str(seq).encode("ascii"),
+            keys.VIEW_ONLY: b"1" if view_only else b"0",
+        }
+        await self._write(receiver, values)
+
+    async def show(self, asker: VmId, seq: int, stage: Stage | None) -> None:
+        """Write, or with None remove, the key that tells a VM how far its document is. A VM that has ended is passed over."""
+        if stage is not None:
+            await self._write(asker, {keys.DOCUMENTS: b"", keys.document(seq): stage.encode()})
+        elif asker in self._lines:
+            try:
+                await self._store.rm(keys.absolute(asker.domain, keys.document(seq)))
+            except NoEntry:
+                log.debug("domain %d has no keys of documents any more", asker.domain)
+
+    async def welcomed(self, vm: VmId) -> None:
+        """Return once the VM runs as far as this side knows, and has been delivered. For how long to wait is the caller's to say."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: vm in self._lines)
 
     async def _write(self, vm: VmId, values: dict[str, bytes]) -> None:
         async def body(tx: int) -> None:
@@ -146,12 +168,24 @@ class Domains:
         try:
             await self._store.transaction(make)
             last = await self._store.read(keys.absolute(domain, keys.REPLY))
+            disposable = await self._read(domain, keys.VM_TYPE) == keys.DISPOSABLE_TYPE
+            shown = tuple(sorted(int(seq) for seq in await self._children(domain, keys.DOCUMENTS) if seq.isdecimal()))
         except NoEntry:
             return  # it ended meanwhile; an event will say so
         self._lines[vm.id] = _Line(vm)
         log.info("%s runs as domain %d", vm.name, domain)
-        self._deliver(VmStarted(vm, _reply(last)))
+        self._deliver(VmStarted(vm, _reply(last), disposable, shown))
+        async with self._arrived:
+            self._arrived.notify_all()
         await self._store.watch(keys.absolute(domain, keys.REQUEST), _REQUESTS)
+
+    async def _read(self, domain: DomainId, key: str) -> bytes:
+        path = keys.absolute(domain, key)
+        return await self._store.read(path) if await self._store.exists(path) else b""
+
+    async def _children(self, domain: DomainId, key: str) -> list[str]:
+        path = keys.absolute(domain, key)
+        return await self._store.directory(path) if await self._store.exists(path) else []
 
     def _wake(self, path: str) -> None:
         try:

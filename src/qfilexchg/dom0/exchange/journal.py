@@ -22,19 +22,19 @@ from types import TracebackType
 from typing import Final
 from uuid import UUID
 
-from qfilexchg.dom0.exchange.messages import Entry, PendriveId
-from qfilexchg.dom0.exchange.phases import Phase
+from qfilexchg.dom0.exchange.messages import Document, Entry, Fate, PendriveId
+from qfilexchg.dom0.exchange.phases import Course, Phase
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.errors import CallerError, HostError
 from qfilexchg.protocol.names import DomainId, VmName
 
-VERSION: Final = 1
 HISTORY_MAX: Final = 10_000
 """Outcomes that are remembered. A VM that sends in a loop fills no disk."""
 _BUSY_S: Final = 5.0
 """Only a person's own tools can lock the file; then the daemon waits for so long."""
 
-_SCHEMA = """
+_STEPS: Final = (
+    """
 CREATE TABLE pendrive (
     pendrive TEXT PRIMARY KEY,
     phase TEXT NOT NULL,
@@ -53,7 +53,22 @@ CREATE TABLE history (
     used_bytes INTEGER NOT NULL,
     outcome TEXT NOT NULL
 ) STRICT;
-"""
+""",
+    """
+ALTER TABLE pendrive ADD COLUMN course TEXT NOT NULL DEFAULT 'copy';
+ALTER TABLE pendrive ADD COLUMN view_only INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE document (
+    vm_domain INTEGER NOT NULL, vm_uuid TEXT NOT NULL, vm_name TEXT NOT NULL,
+    asker_domain INTEGER NOT NULL, asker_uuid TEXT NOT NULL, asker_name TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    view_only INTEGER NOT NULL,
+    fate TEXT NOT NULL,
+    PRIMARY KEY (vm_domain, vm_uuid)
+) STRICT;
+""",
+)
+"""Each makes of a journal of the version before it one of its own; the first makes one of an empty file."""
+VERSION: Final = len(_STEPS)
 _DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 log = logging.getLogger(__name__)
@@ -133,16 +148,18 @@ class Journal:
         sender, receiver = entry.sender, entry.receiver
         with self._blamed():
             self._database.execute(
-                "INSERT OR REPLACE INTO pendrive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO pendrive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     entry.pendrive,
                     entry.phase.value,
-                    *(int(sender.id.domain), str(sender.id.uuid), str(sender.name)),
-                    *((int(receiver.id.domain), str(receiver.id.uuid), str(receiver.name)) if receiver else (None, None, None)),
+                    *_columns(sender),
+                    *(_columns(receiver) if receiver else (None, None, None)),
                     entry.seq,
                     entry.request_id,
                     entry.size_bytes,
                     entry.baseline_bytes,
+                    entry.course.value,
+                    entry.view_only,
                 ),
             )
 
@@ -155,6 +172,30 @@ class Journal:
         """All pendrives in flight, that which was put down last at the end: so those that wait keep their order."""
         with self._blamed():
             return [_entry(row) for row in self._database.execute("SELECT * FROM pendrive ORDER BY rowid")]
+
+    def put_document(self, document: Document) -> None:
+        """Write down how far a DisposableVM is with its document, in the place of what was known of it."""
+        with self._blamed():
+            self._database.execute(
+                "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *_columns(document.vm),
+                    *_columns(document.asker),
+                    document.seq,
+                    document.view_only,
+                    document.fate.value,
+                ),
+            )
+
+    def forget_document(self, vm: VmId) -> None:
+        """The DisposableVM is gone. One that is not known is a success."""
+        with self._blamed():
+            self._database.execute("DELETE FROM document WHERE vm_domain = ? AND vm_uuid = ?", (int(vm.domain), str(vm.uuid)))
+
+    def documents(self) -> list[Document]:
+        """All DisposableVMs with a document."""
+        with self._blamed():
+            return [_document(row) for row in self._database.execute("SELECT * FROM document ORDER BY rowid")]
 
     def note_outcome(self, entry: Entry, used_bytes: int, text: str) -> None:
         """Add what became of a transfer to the history; ``text`` is for the person."""
@@ -206,14 +247,16 @@ class Journal:
             raise _Damaged("it has tables of another program")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
-            database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        if version < VERSION:
+            database.executescript(f"BEGIN IMMEDIATE; {''.join(_STEPS[version:])} PRAGMA user_version = {VERSION}; COMMIT;")
         [(verdict, *_), *_] = database.execute("PRAGMA quick_check(1)")
         if verdict != "ok":
             raise _Damaged(verdict)
         try:
             for row in database.execute("SELECT * FROM pendrive"):
                 _entry(row)
+            for row in database.execute("SELECT * FROM document"):
+                _document(row)
         except (ValueError, CallerError) as error:
             raise _Damaged(f"an entry has {error}") from error
 
@@ -234,14 +277,25 @@ class Journal:
             raise JournalFailed(self._path, str(error)) from error
 
 
-def _entry(row: tuple[str, str, int, str, str, int | None, str | None, str | None, int, str, int, int]) -> Entry:
-    pendrive, phase, sender_domain, sender_uuid, sender_name, domain, uuid, name, seq, request_id, size_bytes, baseline_bytes = row
+def _entry(row: tuple[str, str, int, str, str, int | None, str | None, str | None, int, str, int, int, str, int]) -> Entry:
+    pendrive, phase, sender_domain, sender_uuid, sender_name, domain, uuid, name, seq, request_id, *sizes, course, view_only = row
+    size_bytes, baseline_bytes = (int(size) for size in sizes)
     receiver = None
     if domain is not None and uuid is not None and name is not None:
         receiver = _vm(domain, uuid, name)
     sender = _vm(sender_domain, sender_uuid, sender_name)
-    return Entry(PendriveId(pendrive), Phase(phase), sender, receiver, seq, request_id, size_bytes, baseline_bytes)
+    whither = (Course(course), bool(view_only))
+    return Entry(PendriveId(pendrive), Phase(phase), sender, receiver, seq, request_id, size_bytes, baseline_bytes, *whither)
+
+
+def _document(row: tuple[int, str, str, int, str, str, int, int, str]) -> Document:
+    *_, seq, view_only, fate = row
+    return Document(_vm(*row[:3]), _vm(*row[3:6]), seq, bool(view_only), Fate(fate))
 
 
 def _vm(domain: int, uuid: str, name: str) -> RunningVm:
     return RunningVm(VmId(DomainId.parse(str(domain)), UUID(uuid)), VmName.parse(name))
+
+
+def _columns(vm: RunningVm) -> tuple[int, str, str]:
+    return int(vm.id.domain), str(vm.id.uuid), str(vm.name)

@@ -1,7 +1,8 @@
 """What goes into the exchange machine (events) and what comes out of it (effects).
 
-Every ``Create``, ``Attach``, ``Detach``, ``Delete`` and ``Keep`` that comes out is answered by exactly one event that names the
-same pendrive, and every ``Ask`` by one ``Answered``, unless it was withdrawn.
+Every ``Create``, ``Attach``, ``Detach``, ``Delete``, ``Keep`` and ``Restore`` that comes out is answered by exactly one event that
+names the same pendrive (a ``Stop`` only hurries it), every ``Destroy`` by one that names the same VM, and every ``Ask`` by one
+``Answered``, unless it was withdrawn.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import enum
 from dataclasses import dataclass
 from typing import NewType
 
-from qfilexchg.dom0.exchange.phases import Phase, Place
+from qfilexchg.dom0.exchange.phases import Course, Phase, Place
 from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot, VmId
 from qfilexchg.protocol.names import VmName
 from qfilexchg.protocol.qpen import Reply, Request
+from qfilexchg.protocol.stages import Stage
 
 PendriveId = NewType("PendriveId", str)
 QuestionId = NewType("QuestionId", int)
@@ -34,6 +36,37 @@ class Entry:
     request_id: str
     size_bytes: int
     baseline_bytes: int
+    course: Course = Course.COPY
+    view_only: bool = False
+
+
+class Fate(enum.Enum):
+    """How far a DisposableVM is with its document, or why it is being destroyed. All from RETURNING on are endings."""
+
+    BROUGHT = "brought"  # the pendrive with the document is on its way to it
+    DELIVERED = "delivered"  # it has the pendrive
+    OPEN = "open"  # it has taken the document from the pendrive
+    RETURNING = "returning"  # it has sent the changed document back
+    UNDELIVERED = "undelivered"  # its document could not be brought, or was not wanted any more
+    UNCHANGED = "unchanged"  # it says that its document was closed as it came
+    NO_PROGRAM = "no-program"  # it says that nothing in it opens the document
+    BAD_DOCUMENT = "bad-document"  # it says that the pendrive holds no document
+    FAILED = "failed"  # it says that something went wrong
+    KILLED = "killed"  # it gave no reason, or its asker does not want it or runs no more
+
+
+ENDINGS = frozenset(Fate) - {Fate.BROUGHT, Fate.DELIVERED, Fate.OPEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A DisposableVM and the document that it was made for, as the journal has it. ``seq`` is the asker's number for it."""
+
+    vm: RunningVm
+    asker: RunningVm
+    seq: int
+    view_only: bool
+    fate: Fate
 
 
 class QuestionKind(enum.Enum):
@@ -47,17 +80,23 @@ class QuestionKind(enum.Enum):
 class Question:
     """A transfer that needs an answer from the rules or from the person.
 
-    ``doubt`` says why the answer will be no whatever the rules are (there is no such VM, say). It is for the person alone: the
-    VM must not be able to tell this no from another, so it is asked and answered like any question.
+    ``target_name`` is None for a new DisposableVM. ``doubt`` says why the answer will be no whatever the rules are (there is no
+    such VM, say). It is for the person alone: the VM must not be able to tell this no from another, so it is asked and answered
+    like any question.
     """
 
     id: QuestionId
     kind: QuestionKind
     source: RunningVm
-    target_name: VmName
+    target_name: VmName | None
     target: RunningVm | None
     busy: bool
     doubt: str = ""
+
+    @property
+    def disposable(self) -> bool:
+        """Whether it is for a DisposableVM that is yet to be made."""
+        return self.target_name is None
 
 
 # Events
@@ -65,10 +104,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class VmStarted:
-    """A VM runs. ``last_reply`` is what its reply key holds already, from before a restart of the daemon."""
+    """A VM runs. ``last_reply`` is what its reply key holds already, from before a restart of the daemon.
+
+    ``disposable`` says that it is a DisposableVM, whoever made it; ``shown`` are the documents of which its keys tell already.
+    """
 
     vm: RunningVm
     last_reply: Reply | None = None
+    disposable: bool = False
+    shown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +164,44 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A Create, Attach or Detach did not succeed. ``why`` is for the person and the log."""
+    """A Create, Attach, Detach or Restore did not succeed. ``why`` is for the person and the log.
+
+    ``word`` is what a VM is told for which no DisposableVM was made.
+    """
 
     pendrive: PendriveId
     why: str
+    word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Before the DisposableVM for this pendrive, the savefile is being made again. ``step`` says for the person how far it is."""
+
+    pendrive: PendriveId
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The DisposableVM for this pendrive is made. It comes after the ``VmStarted`` of the same VM."""
+
+    pendrive: PendriveId
+    vm: RunningVm
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    """The VM is gone, and with it all that it had open."""
+
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyFailed:
+    """The VM may still run."""
+
+    vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +222,41 @@ class QueueExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentExpired:
+    """A DisposableVM has had its document for as long as it may."""
+
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True)
 class Recovered:
-    """At the daemon's start, after all ``VmStarted``: the pendrives of the journal, and where the hypervisor says each is."""
+    """At the daemon's start, after all ``VmStarted``: the pendrives of the journal, and where the hypervisor says each is.
+
+    And its DisposableVMs with their documents.
+    """
 
     found: tuple[tuple[Entry, Place], ...]
+    documents: tuple[Document, ...] = ()
 
 
 Event = (
-    VmStarted | VmStopped | Requested | Created | Attached | Detached | Deleted | Kept | Failed | Answered | QueueExpired | Recovered
+    VmStarted
+    | VmStopped
+    | Requested
+    | Created
+    | Attached
+    | Detached
+    | Deleted
+    | Kept
+    | Failed
+    | Preparing
+    | Restored
+    | Destroyed
+    | DestroyFailed
+    | Answered
+    | QueueExpired
+    | DocumentExpired
+    | Recovered
 )
 
 # Effects
@@ -169,6 +274,20 @@ class Forget:
     """The journal need not know this pendrive any more."""
 
     pendrive: PendriveId
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDocument:
+    """Write to the journal, before the effects that follow."""
+
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDocument:
+    """The journal need not know this DisposableVM any more."""
+
+    vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +329,52 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Make a DisposableVM for the document on this pendrive."""
+
+    pendrive: PendriveId
+    asker: RunningVm
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The DisposableVM that is being made for this pendrive is not wanted any more."""
+
+    pendrive: PendriveId
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """End a DisposableVM. ``again``: it failed a moment ago; leave the hypervisor some time first."""
+
+    vm: RunningVm
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dissolve:
+    """Remove what is left of a DisposableVM that has ended."""
+
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
-    """Write who sends, and the sequence number, to the receiver's keys."""
+    """Write who sends, the sequence number, and whether the document is only to be looked at, to the receiver's keys."""
 
     receiver: VmId
     source: VmName
     seq: int
+    view_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Tell a VM how far its document is. None: it is not told any more."""
+
+    asker: VmId
+    seq: int
+    stage: Stage | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +405,13 @@ class Remind:
 
 
 @dataclass(frozen=True, slots=True)
+class RemindDocument:
+    """Send ``DocumentExpired`` when the time that a document may be open is over, if it ever is."""
+
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """A change of state, for the log."""
 
@@ -269,4 +435,28 @@ class Outcome:
     text: str
 
 
-Effect = Record | Forget | Create | Attach | Detach | Delete | Keep | Announce | Tell | Ask | Withdraw | Remind | Moved | Notify | Outcome
+Effect = (
+    Record
+    | Forget
+    | RecordDocument
+    | ForgetDocument
+    | Create
+    | Attach
+    | Detach
+    | Delete
+    | Keep
+    | Restore
+    | Stop
+    | Destroy
+    | Dissolve
+    | Announce
+    | Show
+    | Tell
+    | Ask
+    | Withdraw
+    | Remind
+    | RemindDocument
+    | Moved
+    | Notify
+    | Outcome
+)

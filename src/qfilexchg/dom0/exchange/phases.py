@@ -29,12 +29,16 @@ class Phase(enum.Enum):
     ABANDONING = "abandoning"  # unwanted, once the step under way is over
     CLEAN = "clean"  # at the sender, to be filled
     ASKING = "asking"  # at the sender; may it go?
+    RESTORING = "restoring"  # at the sender, allowed; the DisposableVM that it is for is being made
     QUEUED = "queued"  # at the sender, allowed; its receiver still has another
     LEAVING = "leaving"  # allowed; being detached from the sender
     RECALLED = "recalled"  # being detached from the sender, but the receiver ended: to be given back
     ARRIVING = "arriving"  # being attached to the receiver
     BOUNCED = "bounced"  # was being attached to a receiver that ended
     PULLING = "pulling"  # being taken away from a receiver that could not have it
+    WITHDRAWING = "withdrawing"  # a changed document; the DisposableVM that has it is being destroyed
+    SALVAGING = "salvaging"  # the same, but the VM that it is for has ended
+    HELD = "held"  # a changed document, attached nowhere; the VM that it is for still has another pendrive
     RETURNING = "returning"  # being attached to the sender again
     STRANDED = "stranded"  # was being given back to a sender that ended
     LOADED = "loaded"  # at the receiver
@@ -53,21 +57,36 @@ class Signal(enum.Enum):
     ATTACHED = "attached"
     ATTACH_FAILED = "attach failed"
     DETACHED = "detached"
+    STRAY = "detached, sender ended"  # there is no one to give it back to
     DETACH_FAILED = "detach failed"  # and the VM still runs
     DETACH_AGAIN = "detach failed, VM gone"  # the hypervisor is in trouble: there is no one to give it back to
     DELETED = "deleted"
     KEPT = "kept"
     SEND = "send"
     ALLOWED = "allowed"
+    ALLOWED_DISPOSABLE = "allowed, DisposableVM"
     ALLOWED_TO_WAIT = "allowed to wait"
     BUSY = "allowed, receiver busy"  # it became so after the question was put
     DENIED = "denied"
+    RESTORED = "DisposableVM made"
+    RESTORE_FAILED = "no DisposableVM made"
+    RETURN = "return"
+    DESTROYED = "DisposableVM destroyed"
     SLOT_FREE = "receiver free"
     EXPIRED = "waited too long"
     CANCEL = "cancel"
     UMOUNT = "umount"
     SENDER_GONE = "sender ended"
     RECEIVER_GONE = "receiver ended"
+    UNREAD = "receiver ended, document not taken"
+
+
+class Course(enum.Enum):
+    """What a pendrive is for."""
+
+    COPY = "copy"  # files for another VM; so is a pendrive of which nothing is known yet
+    OUT = "out"  # a document for a new DisposableVM
+    BACK = "back"  # the changed document, for the VM that it came from; the only copy there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +112,26 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.GIVING, S.SENDER_GONE): Edge(P.ABANDONING),
         (P.ABANDONING, S.CREATED): Edge(P.DELETING, "cancelled"),
         (P.ABANDONING, S.CREATE_FAILED): Edge(P.DELETING, "cancelled"),
+        (P.ABANDONING, S.RESTORED): Edge(P.DISCARDING),
+        (P.ABANDONING, S.RESTORE_FAILED): Edge(P.DISCARDING),
         (P.ABANDONING, S.ATTACHED): Edge(P.DISCARDING),
         (P.ABANDONING, S.ATTACH_FAILED): Edge(P.DISCARDING),
         (P.CLEAN, S.SEND): Edge(P.ASKING, "asking"),
+        (P.CLEAN, S.RETURN): Edge(P.WITHDRAWING, "accepted"),
         (P.CLEAN, S.CANCEL): Edge(P.DISCARDING),
         (P.CLEAN, S.SENDER_GONE): Edge(P.DISCARDING),
         (P.ASKING, S.ALLOWED): Edge(P.LEAVING, "accepted"),
+        (P.ASKING, S.ALLOWED_DISPOSABLE): Edge(P.RESTORING, "accepted"),
         (P.ASKING, S.ALLOWED_TO_WAIT): Edge(P.QUEUED, "queued"),
         (P.ASKING, S.BUSY): Edge(P.ASKING, "asking"),
         (P.ASKING, S.DENIED): Edge(P.CLEAN, "denied"),
         (P.ASKING, S.CANCEL): Edge(P.DISCARDING),
         (P.ASKING, S.SENDER_GONE): Edge(P.DISCARDING),
         (P.ASKING, S.RECEIVER_GONE): Edge(P.CLEAN, "denied"),
+        (P.RESTORING, S.RESTORED): Edge(P.LEAVING),
+        (P.RESTORING, S.RESTORE_FAILED): Edge(P.CLEAN, "failed"),
+        (P.RESTORING, S.CANCEL): Edge(P.ABANDONING),
+        (P.RESTORING, S.SENDER_GONE): Edge(P.ABANDONING),
         (P.QUEUED, S.SLOT_FREE): Edge(P.LEAVING, "accepted"),
         (P.QUEUED, S.EXPIRED): Edge(P.CLEAN, "failed", "waited-too-long"),
         (P.QUEUED, S.CANCEL): Edge(P.DISCARDING),
@@ -115,14 +142,21 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.LEAVING, S.DETACH_AGAIN): Edge(P.LEAVING),
         (P.LEAVING, S.RECEIVER_GONE): Edge(P.RECALLED),
         (P.RECALLED, S.DETACHED): Edge(P.RETURNING),
+        (P.RECALLED, S.STRAY): Edge(P.KEEPING, "failed", "kept-in-dom0"),
         (P.RECALLED, S.DETACH_FAILED): Edge(P.CLEAN, "failed", "receiver-ended"),
         (P.RECALLED, S.DETACH_AGAIN): Edge(P.RECALLED),
+        (P.WITHDRAWING, S.DESTROYED): Edge(P.HELD),
+        (P.WITHDRAWING, S.RECEIVER_GONE): Edge(P.SALVAGING),
+        (P.SALVAGING, S.DESTROYED): Edge(P.KEEPING, "failed", "kept-in-dom0"),
+        (P.HELD, S.SLOT_FREE): Edge(P.ARRIVING),
+        (P.HELD, S.RECEIVER_GONE): Edge(P.KEEPING, "failed", "kept-in-dom0"),
         (P.ARRIVING, S.ATTACHED): Edge(P.LOADED, "delivered"),
         (P.ARRIVING, S.ATTACH_FAILED): Edge(P.PULLING),
         (P.ARRIVING, S.RECEIVER_GONE): Edge(P.BOUNCED),
         (P.BOUNCED, S.ATTACHED): Edge(P.PULLING),
         (P.BOUNCED, S.ATTACH_FAILED): Edge(P.PULLING),
         (P.PULLING, S.DETACHED): Edge(P.RETURNING),
+        (P.PULLING, S.STRAY): Edge(P.KEEPING, "failed", "kept-in-dom0"),
         (P.PULLING, S.DETACH_FAILED): Edge(P.LOADED, "failed", "not-attached"),
         (P.PULLING, S.DETACH_AGAIN): Edge(P.PULLING),
         (P.RETURNING, S.ATTACHED): Edge(P.CLEAN, "failed", "given-back"),
@@ -132,6 +166,7 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.STRANDED, S.ATTACH_FAILED): Edge(P.KEEPING),
         (P.LOADED, S.UMOUNT): Edge(P.DETACHING, "accepted"),
         (P.LOADED, S.RECEIVER_GONE): Edge(P.DETACHING),
+        (P.LOADED, S.UNREAD): Edge(P.PULLING),
         (P.DETACHING, S.DETACHED): Edge(P.DELETING, "detached"),
         (P.DETACHING, S.DETACH_FAILED): Edge(P.LOADED, "failed", "not-detached"),
         (P.DETACHING, S.DETACH_AGAIN): Edge(P.DETACHING),
@@ -150,37 +185,6 @@ class Place(enum.Enum):
     AT_SENDER = "at its sender"
     AT_RECEIVER = "at its receiver"
     NOWHERE = "attached nowhere"
-
-
-def resume(phase: Phase, place: Place, *, sender_runs: bool, receiver_runs: bool) -> Phase:
-    """The phase to enter for a pendrive that the journal left in ``phase`` and that is now found in ``place``.
-
-    What had been allowed is finished where both VMs still run; all else is undone: the sender has it again, or, when there is
-    no sender to have it, it is deleted if it had not left yet (the files are still the sender's) and kept if it had.
-    """
-    match phase, place:
-        case (P.DELETING | P.KEEPING), _:
-            return phase
-        case (P.ABANDONING | P.DISCARDING), Place.AT_SENDER:
-            return P.DISCARDING
-        case (P.ASKING | P.QUEUED | P.LEAVING), Place.AT_SENDER if sender_runs and receiver_runs:
-            return phase
-        case _, Place.AT_SENDER:
-            return P.CLEAN if sender_runs else P.DISCARDING
-        case (P.ARRIVING | P.LOADED), Place.AT_RECEIVER if receiver_runs:
-            return P.LOADED
-        case (P.LOADED | P.DETACHING), Place.AT_RECEIVER:
-            return P.DETACHING
-        case _, Place.AT_RECEIVER:
-            return P.PULLING
-        case (P.CREATING | P.GIVING | P.ABANDONING | P.DISCARDING | P.LOADED | P.DETACHING), Place.NOWHERE:
-            return P.DELETING
-        case (P.CLEAN | P.ASKING | P.QUEUED), Place.NOWHERE:
-            return P.RETURNING if sender_runs else P.DELETING
-        case (P.LEAVING | P.ARRIVING), Place.NOWHERE if receiver_runs:
-            return P.ARRIVING
-        case _:
-            return P.RETURNING if sender_runs else P.KEEPING
 
 
 def diagram() -> str:
