@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from qfilexchg.errors import CallerError, HostError
 from qfilexchg.guest.interruption import Cancelled
-from qfilexchg.guest.progress import size
+from qfilexchg.guest.progress import printable, size
+from qfilexchg.protocol.dvm_header import BadDocumentName
 from qfilexchg.protocol.names import BadName
 
 TYPE_CHECKING = False
@@ -21,6 +22,9 @@ REFUSED: Final = 3
 CANNOT_BE_HELD: Final = 4
 NO_ROOM: Final = 5
 OCCUPIED: Final = 6
+BESIDE: Final = 7
+NO_PROGRAM: Final = 8
+ENDED: Final = 9
 CANCELLED: Final = 130
 """As shells report a command that Ctrl-C ended."""
 
@@ -97,8 +101,54 @@ class Failed(HostError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"dom0 could not do it: {_MEANINGS.get(self.detail, self.detail) or 'it gave no reason'}"
+        meaning = _MEANINGS.get(self.detail.partition(" ")[0], self.detail)
+        return f"dom0 could not do it: {meaning or 'it gave no reason'}"
 
+
+class Beside(CallerError):
+    """A changed document came back, or is kept, and is not where the person looks for it."""
+
+    def __init__(self, name: str, why: str, where: str) -> None:
+        super().__init__(name, why, where)
+        self.name = name
+        self.why = why
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"the changes did not go into {printable(self.name)}, as {printable(self.why)}; they are in {printable(self.where)}"
+
+
+class NoProgram(CallerError):
+    """Nothing in the DisposableVM opens such a document."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"no program in the DisposableVM opens {printable(self.name)}: check its extension, or have a program for it installed "
+            "in the template"
+        )
+
+
+class Ended(HostError):
+    """The DisposableVM ended before its document was closed. ``why`` is dom0's word."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name = name
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)} is as it was: {_ENDINGS.get(self.why, 'its DisposableVM ended')}; what was changed is lost"
+
+
+_ENDINGS = {
+    "killed": "its DisposableVM was ended before the document was closed",
+    "bad-document": "its DisposableVM did not understand what it was sent",
+    "failed": "something failed in its DisposableVM",
+}
 
 _MEANINGS = {
     "no-pendrive": "this VM has no such pendrive",
@@ -110,6 +160,11 @@ _MEANINGS = {
     "given-back": "the receiver could not take the pendrive",
     "kept-in-dom0": "the pendrive could be neither delivered nor given back; it is kept in dom0",
     "interrupted": "it was restarted; try again",
+    "no-disposable": "it could not make a DisposableVM; the person there knows why",
+    "too-many-disposables": "as many DisposableVMs run as it allows; close a document that is open in one, and try again",
+    "no-memory": "the computer has no memory left for a DisposableVM; end a VM or close a document, and try again",
+    "no-savefile": "the savefile that DisposableVMs are made from could not be made; the person there knows why",
+    "sequence-in-use": "another document has the same number; try again",
 }
 
 _STATUSES = (
@@ -117,9 +172,13 @@ _STATUSES = (
     (BadName, USAGE),
     (Refused, REFUSED),
     (CannotBeHeld, CANNOT_BE_HELD),
+    (BadDocumentName, CANNOT_BE_HELD),
     (NoRoom, NO_ROOM),
     (Occupied, OCCUPIED),
     (StillMounted, OCCUPIED),
+    (Beside, BESIDE),
+    (NoProgram, NO_PROGRAM),
+    (Ended, ENDED),
     (Cancelled, CANCELLED),
 )
 

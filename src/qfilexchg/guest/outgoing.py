@@ -42,10 +42,13 @@ class Outgoing:
             raise _error(reply, size_bytes or 0)
         self._here = True
 
-    def send(self, target: VmName | None, seq: int = 0) -> None:
-        """Send the pendrive to ``target``; returns when it is delivered. Raises :exc:`Refused`, :exc:`Failed`: it is still here then."""
+    def send(self, target: VmName | None, seq: int = 0, *, view_only: bool = False) -> None:
+        """Send the pendrive to ``target``; returns when it is delivered. Raises :exc:`Refused`, :exc:`Failed`: it is still here then.
+
+        No target means a new DisposableVM; then ``view_only`` says that nothing is to come back.
+        """
         self._here = True
-        reply = self._ask(Request("send", target=target, seq=seq, request_id=fresh_id()))
+        reply = self._ask(Request("send", target=target, seq=seq, request_id=fresh_id(), view_only=view_only))
         if reply.state != "delivered":
             raise _error(reply, 0)
         self._here = False

@@ -80,7 +80,7 @@ class Exchange:
         """Whether dom0 may have taken the last request."""
 
     def carry_out(self, request: Request, on_state: Callable[[Reply], None] = ignore_state, *, give_up_s: float = GIVE_UP_S) -> Reply:
-        """Make ``request`` and return its last reply; ``on_state`` hears of each one before, whenever the state changes.
+        """Make ``request`` and return its last reply; ``on_state`` hears of each other one before.
 
         To learn the last reply to an earlier request, carry it out again with the same id. Raises :exc:`NoAnswer` after
         ``give_up_s`` seconds of silence, and whatever the wait raises; :attr:`taken` then tells whether dom0 has taken the
@@ -93,7 +93,7 @@ class Exchange:
             self._store.watch(key, request.request_id)
         try:
             heard_at = due_at = self._clock()
-            state = None
+            known: Reply | None = None
             while True:
                 now = self._clock()
                 if now - heard_at >= give_up_s:
@@ -111,8 +111,8 @@ class Exchange:
                     return reply
                 heard_at = self._clock()
                 due_at = heard_at + REPEAT_S
-                if reply.state != state:
-                    state = reply.state
+                if reply != known:
+                    known = reply
                     on_state(reply)
         except BaseException:
             self.taken = writes - self._replace(text, b"") > 0

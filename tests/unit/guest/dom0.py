@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from qfilexchg.guest.interruption import Cancelled
 from qfilexchg.guest.slot import NoDevice
-from qfilexchg.protocol.keys import REPLY, REQUEST
+from qfilexchg.protocol.keys import REPLY, REQUEST, document
+from qfilexchg.protocol.names import DISPOSABLE
 from qfilexchg.protocol.qpen import FINAL_STATES, NO_ID, Reply, Request, parse_request
 from qfilexchg.xenstore.errors import Again, NoEntry
 
@@ -41,10 +42,13 @@ class Dom0:
         self.detach_failures = 0
         self.cancel_at: int | None = None
         self.checkpoints = 0
+        self.story: list[tuple[float, str | Callable[[], None]]] = []
+        """What becomes of a document: seconds after the delivery, and the stage or what else happens."""
 
         self.pendrive = "none"
         self.incoming = "none"
         self.delivered: list[str] = []
+        self.documents: set[int] = set()  # those that can still be forgotten
         self.taken: list[Request] = []
         self.writes: list[bytes] = []
 
@@ -132,7 +136,7 @@ class Dom0:
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = 0) -> bool:
         self.check()
         end = self.now + max(0.0, timeout_s)
-        while not self._events:
+        while not (self._events and descriptors):
             if not self._timeline or self._timeline[0][0] > end:
                 self.now = end
                 return False
@@ -178,8 +182,10 @@ class Dom0:
             self._move("leaving", "accepted", then=back if self.verdict == "bounce" else arrive)
 
         def arrive() -> None:
-            self.delivered.append(str(request.target))
+            self.delivered.append(str(request.target or DISPOSABLE))
             self._move("none", "delivered")
+            if request.target is None:
+                self._tell_story(request.seq)
 
         def back() -> None:
             self._move("clean", "failed", "given-back")
@@ -190,10 +196,29 @@ class Dom0:
                     self._move("clean", "denied")
                 case "queue":
                     self._move("queued", "queued", then=leave, after_s=600)
+                case word if word.startswith(("no-", "too-")):
+                    self._move("clean", "failed", word)
                 case _:
                     leave()
 
         self._move("asking", "asking", then=decide, after_s=3)
+
+    def _tell_story(self, seq: int) -> None:
+        self.documents.add(seq)
+        for after_s, event in self.story:
+            self.later(event if callable(event) else lambda stage=event: self._show(seq, stage), after_s)  # type: ignore[misc]
+
+    def _show(self, seq: int, stage: str) -> None:
+        self.put(document(seq), stage.encode())
+        if not stage.startswith(("starting", "preparing", "open")):
+            self.documents.discard(seq)
+
+    def _forget(self, request: Request) -> None:
+        if request.seq in self.documents:
+            self.documents.discard(request.seq)
+            self._answer(request.request_id, "cancelled")
+        else:
+            self._answer(request.request_id, "failed", "no-document")
 
     def _cancel(self, request: Request) -> None:
         if self.pendrive not in AT_SENDER | {"creating"}:
@@ -288,3 +313,12 @@ class OutgoingFolder:
         assert self.is_mounted
         self.calls.append("abandon")
         self.is_mounted = False
+
+
+class OutgoingDisk(OutgoingFolder):
+    """The same slot where the raw disk is what matters: a file."""
+
+    def __init__(self, dom0: Dom0, device: Path) -> None:
+        super().__init__(dom0, device.parent)
+        device.write_bytes(bytes(4 << 20))
+        self.device = str(device)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from pathlib import Path
 
 import pytest
 
+from qfilexchg.guest import pendrive_script, sequence
 from qfilexchg.guest.interruption import Cancelled
 from qfilexchg.guest.pendrive_script import Arrival, main
 from qfilexchg.guest.programs import ProgramFailed
+from qfilexchg.guest.returning import Returning
+from qfilexchg.guest.sequence import Original
 from qfilexchg.guest.slot import Disk, WrongMount
+from qfilexchg.protocol import dvm_header
 from qfilexchg.protocol.keys import BLOCK_SOURCE, TRANSACTION_SEQ
+from qfilexchg.protocol.names import VmName
+from qfilexchg.xenstore.blocking import Store
 from qfilexchg.xenstore.errors import StoreLost
 from tests.unit.guest.dom0 import Dom0
 
@@ -78,10 +86,14 @@ def slot(dom0: Dom0) -> IncomingSlot:
     return IncomingSlot(dom0)
 
 
-def serve(dom0: Dom0, slot: IncomingSlot) -> list[str]:
+def no_return(device: str, sender: str, seq: int) -> Returning:
+    raise AssertionError("this is no document")
+
+
+def serve(dom0: Dom0, slot: IncomingSlot, returning: Callable[[str, VmName, int], Returning] = no_return) -> list[str]:
     """Serve the pendrive to its end; what was logged."""
     logged: list[str] = []
-    Arrival(slot, dom0, logged.append, lambda: dom0).serve()  # type: ignore[arg-type, return-value]
+    Arrival(slot, dom0, logged.append, lambda: dom0, returning).serve()  # type: ignore[arg-type, return-value]
     return logged
 
 
@@ -103,12 +115,69 @@ def test_one_that_cannot_be_mounted_is_sent_away_at_once(dom0: Dom0, slot: Incom
     assert logged[1] == f"it cannot be used, and goes back: {error}"
 
 
-@pytest.mark.parametrize("seq", [b"7", b"", b"nonsense"])
+@pytest.mark.parametrize("seq", [b"", b"nonsense", b"-1", b"1 2", b"12345678901", "٣".encode()])
 def test_a_document_that_nobody_sent_is_not_mounted(dom0: Dom0, slot: IncomingSlot, seq: bytes) -> None:
     dom0.nodes[TRANSACTION_SEQ] = seq
     serve(dom0, slot)
     assert slot.log == ["free"]
     assert dom0.incoming == "none"
+
+
+class Attempts:
+    """A document whose first attempts find no place for it."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.made: list[tuple[str, str, int]] = []
+        self.count = 0
+
+    def make(self, device: str, sender: VmName, seq: int) -> Returning:
+        self.made.append((device, sender, seq))
+        return self  # type: ignore[return-value]
+
+    def attempt(self) -> bool:
+        self.count += 1
+        return self.count > self.failures
+
+
+class TestDocuments:
+    @pytest.fixture(autouse=True)
+    def with_a_document(self, dom0: Dom0) -> None:
+        dom0.nodes |= {BLOCK_SOURCE: b"disp3", TRANSACTION_SEQ: b"7"}
+
+    def test_one_that_returns_is_taken_and_not_mounted(self, dom0: Dom0, slot: IncomingSlot) -> None:
+        attempts = Attempts(0)
+        serve(dom0, slot, attempts.make)
+        assert attempts.made == [("/dev/xvdh", "disp3", 7)]
+        assert (slot.log, slot.waits, dom0.incoming) == (["free"], [], "none")
+
+    def test_one_without_a_place_keeps_its_pendrive_until_it_has_one(self, dom0: Dom0, slot: IncomingSlot) -> None:
+        serve(dom0, slot, Attempts(6).make)
+        assert slot.waits == [1, 2, 5, 15, 60, 60]
+        assert (slot.log, dom0.incoming) == (["free"], "none")
+
+    def test_one_whose_pendrive_vanishes_is_given_up(self, dom0: Dom0, slot: IncomingSlot) -> None:
+        attempts = Attempts(100)
+        dom0.later(lambda: setattr(dom0, "incoming", "none"), 4)
+        serve(dom0, slot, attempts.make)
+        assert (attempts.count, dom0.taken) == (3, [])
+
+    def test_the_real_one_is_put_into_the_home_of_the_account(
+        self, dom0: Dom0, slot: IncomingSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sequence, "home", lambda: str(tmp_path))
+        monkeypatch.setattr(Store, "open", lambda _: dom0)
+        monkeypatch.setattr(pendrive_script, "Interruption", lambda: dom0)
+        (tmp_path / "a.txt").write_bytes(b"before")
+        book = sequence.book_in(str(tmp_path))
+        book.take(dom0)
+        book.note(7, Original(str(tmp_path / "a.txt"), 6, blake2b(b"before", digest_size=32).digest(), 0o600))
+        slot.device = str(tmp_path / "xvdh")
+        Path(slot.device).write_bytes(dvm_header.encode("a.txt", 5) + b"after" + bytes(1 << 12))
+        assert main(["xvdh"], slot) == 0  # type: ignore[arg-type]
+        assert (tmp_path / "a.txt").read_bytes() == b"after"
+        assert dom0.incoming == "none"
+        assert f"{tmp_path}/a.txt now has the changes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", [None, b"", b"-o", b"a b", b"\xff"])
@@ -147,7 +216,7 @@ def test_a_store_that_is_away_is_tried_again(dom0: Dom0, slot: IncomingSlot) -> 
         return answer
 
     logged: list[str] = []
-    Arrival(slot, dom0, logged.append, open_store).serve()  # type: ignore[arg-type]
+    Arrival(slot, dom0, logged.append, open_store, no_return).serve()  # type: ignore[arg-type]
     assert dom0.incoming == "none"
     assert "it is away" in logged[2]
 
