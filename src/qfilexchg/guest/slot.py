@@ -37,8 +37,10 @@ UNMOUNT_S: Final = 300.0
 _LOOK_AGAIN_S: Final = 3600.0
 
 _NETLINK_KOBJECT_UEVENT: Final = 15
-_UDEV_GROUP: Final = 2
-"""The multicast group on which udev tells of an event when its rules have run, so after the symbolic links are made."""
+KERNEL: Final = 1
+"""The multicast group on which the kernel tells of a device, in the moment in which it has made its node in /dev."""
+_UDEV: Final = 2
+"""That on which udev tells of it when its rules have run, so after the symbolic links are made."""
 
 
 class NoDevice(HostError):
@@ -65,13 +67,16 @@ class WrongMount(HostError):
         return f"{self.folder} is not {self.device}: check the line for it in /etc/fstab, and what else is mounted there"
 
 
-class _DeviceEvents:
-    """A descriptor that becomes readable whenever udev has finished with a device."""
+class DeviceEvents:
+    """A descriptor that becomes readable whenever udev has finished with a device, or the kernel has made it."""
+
+    def __init__(self, group: int = _UDEV) -> None:
+        self._group = group
 
     def __enter__(self) -> Self:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT)
         self._socket.setblocking(False)
-        self._socket.bind((0, _UDEV_GROUP))
+        self._socket.bind((0, self._group))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,6 +84,12 @@ class _DeviceEvents:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait for an event; for callers that heed no signal."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.poll(None if timeout_s is None else timeout_s * 1000)
 
     def clear(self) -> None:
         try:
@@ -145,7 +156,7 @@ class Slot:
     def wait(self, waiter: Waiter, *, present: bool, deadline_s: float = DEVICE_S) -> bool:
         """Wait until the disk is there, or is not; whether that came true in time."""
         deadline = time.monotonic() + deadline_s
-        with _DeviceEvents() as events:
+        with DeviceEvents() as events:
             while self.present() is not present:
                 if not waiter.wait((events.fileno(),), deadline - time.monotonic()):
                     return False

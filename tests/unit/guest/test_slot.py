@@ -117,7 +117,7 @@ class TestDisk:
 
 
 def test_udev_is_listened_to() -> None:
-    with module._DeviceEvents() as events:
+    with module.DeviceEvents() as events:
         assert events.fileno() >= 0
         events.clear()
     assert threading.active_count() == 1

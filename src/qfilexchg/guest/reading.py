@@ -1,0 +1,244 @@
+"""The person's side of a DisposableVM: takes the document in, opens it, and gives it back if it was changed.
+
+"Still open" is judged by the control group in which the program runs, not by its first process: an editor may put itself into the
+background, or hand the document to another that it has started. What the savefile's own script had left running counts too, as the
+program may hand over to that. "Changed" means another digest, so neither the time of an edit nor its size matters.
+
+A sender may have put anything on the pendrive. What reads it runs as the person's user, in a VM that is destroyed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from qfilexchg.errors import QfilexchgError, VmError
+from qfilexchg.guest import document, rehearsal
+from qfilexchg.guest.applications import Databases
+from qfilexchg.guest.interruption import Cancelled
+from qfilexchg.guest.outgoing import Outgoing
+from qfilexchg.guest.request import Exchange, fresh_id
+from qfilexchg.guest.scope import CannotRun, Scope, reap
+from qfilexchg.protocol.keys import BLOCK_SOURCE, TRANSACTION_SEQ, VIEW_ONLY
+from qfilexchg.protocol.names import VmName
+from qfilexchg.protocol.qpen import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Final
+
+    from qfilexchg.guest.interruption import Interruption
+    from qfilexchg.xenstore.blocking import Store
+
+FOLDER: Final = "/tmp"  # noqa: S108  the VM has one user and one document
+REHEARSED: Final = "rehearsed"
+DONE, NOT_DONE = 0, 1
+"""Exit statuses: dom0 knows that the VM can end; or it does not."""
+
+
+class Usher:
+    """The root process of this VM, as the reader speaks to it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def hear(self) -> tuple[str, str]:
+        """What to do next, and the disk that it is about; both empty if the usher has ended."""
+        word, _, device = self._connection.recv(256).decode().partition(" ")
+        return word, device
+
+    def answer(self, text: str) -> None:
+        self._connection.send(text.encode())
+
+    def outgoing(self) -> str:
+        """The disk that dom0 has attached, for the user to write on."""
+        self._connection.send(b"outgoing")
+        return self._connection.recv(256).decode()
+
+
+class Broken(VmError):
+    """The document cannot be dealt with. ``why`` is one of the protocol's KILL_REASONS; ``detail`` is for the journal."""
+
+    def __init__(self, why: str, detail: str) -> None:
+        super().__init__(why, detail)
+        self.why = why
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.detail}"
+
+
+class Order:
+    """What dom0 says of the document: where it comes from, and whether it may go back."""
+
+    def __init__(self, store: Store) -> None:
+        """Raises what the store raises, and BadName or ValueError if dom0 does not say it."""
+        self.asker: Final = VmName.parse(store.read(BLOCK_SOURCE).decode("ascii", "replace"))
+        self.seq: Final = int(store.read(TRANSACTION_SEQ))
+        self.view_only: Final = store.read(VIEW_ONLY) == b"1"
+
+
+class Reader:
+    """Serves one document, whose programs run in ``scope``."""
+
+    def __init__(
+        self,
+        usher: Usher,
+        scope: Scope,
+        interruption: Interruption,
+        log: Callable[[str], None],
+        open_store: Callable[[], Store],
+        load_databases: Callable[[], Databases] = Databases.load,
+        folder: str = FOLDER,
+    ) -> None:
+        self._usher = usher
+        self._scope = scope
+        self._interruption = interruption
+        self._log = log
+        self._open_store = open_store
+        self._load_databases = load_databases
+        self._folder = folder
+        self._databases = load_databases()
+
+    def run(self) -> int:
+        """Rehearse if the usher wants it, then serve the document; the exit status."""
+        while True:
+            word, device = self._usher.hear()
+            if word == "rehearse":
+                self._usher.answer(self._rehearse(device))
+            elif word == "document":
+                return self._serve(device)
+            else:
+                return NOT_DONE
+
+    def _serve(self, device: str) -> int:
+        try:
+            why = self._see_through(device)
+        except Broken as error:
+            self._log(str(error))
+            why = error.why
+        except (QfilexchgError, OSError, ValueError) as error:
+            self._log(str(error))
+            why = "failed"
+        self._interruption.shield()
+        try:
+            self._ask(Request("killme", why=why, request_id=fresh_id()))
+        except QfilexchgError as error:
+            self._log(str(error))
+            return NOT_DONE
+        return DONE
+
+    def _see_through(self, device: str) -> str:
+        """Open the document, and return it if it changed; why the VM can end. dom0 ends the VM when it has taken a document back."""
+        path, before = self._take_in(device)
+        with self._open_store() as store:
+            order = Order(store)
+        if order.view_only:
+            os.chmod(path, stat.S_IRUSR)
+        program = self._databases.program_for(self._databases.type_of(path), path)
+        if program is None:
+            raise Broken("no-program", "nothing here opens this type of document")
+        try:
+            self._scope.start(program.argv, program.folder)
+        except CannotRun as error:
+            raise Broken("no-program", str(error)) from error
+        # dom0 need not keep the pendrive while the document is open.
+        self._ask(Request("umount", request_id=fresh_id()))
+        try:
+            self._scope.wait_until_empty(self._interruption)
+        except Cancelled:
+            self._log("the VM is to end: the document counts as closed")
+        if order.view_only or not os.path.lexists(path) or self._digest(path) == before:
+            return "unchanged"
+        self._return(path, order)
+        return "failed"
+
+    def _take_in(self, device: str) -> tuple[str, bytes]:
+        """Copy the document into its folder; its path and digest. Raises :exc:`Broken`."""
+        descriptor, device_bytes = document.open_to_read(device)
+        try:
+            try:
+                header = document.read_header(descriptor, device_bytes)
+            except VmError as error:
+                raise Broken("bad-document", str(error)) from error
+            path, target = _create(self._folder, header.name)
+            try:
+                return path, document.copy_body(descriptor, header, target, _no_progress)
+            finally:
+                os.close(target)
+        finally:
+            os.close(descriptor)
+
+    def _return(self, path: str, order: Order) -> None:
+        """Put the document on a pendrive and send it; returns only if dom0 does not take it."""
+        source = _open(path)
+        size_bytes = os.fstat(source).st_size
+        with self._open_store() as store:
+            outgoing = Outgoing(Exchange(store, self._interruption))
+            outgoing.get(document.pendrive_bytes(size_bytes))
+            disk = self._usher.outgoing()
+            document.write(disk, os.path.basename(path), source, size_bytes, _NoProgress(), self._interruption)
+            outgoing.send(order.asker, order.seq)
+
+    def _digest(self, path: str) -> bytes:
+        descriptor = _open(path)
+        try:
+            return document.digest_of(descriptor, self._interruption.check)
+        finally:
+            os.close(descriptor)
+
+    def _rehearse(self, device: str) -> str:
+        """Do with a document of dom0's what will be done with a real one; how it went, in a few words."""
+        try:
+            rehearsal.run_script(self._scope)
+            self._databases = self._load_databases()
+            path, before = self._take_in(device)
+            self._databases.program_for(self._databases.type_of(path), path)
+            os.waitpid(self._scope.start(("/bin/true",)), 0)
+            with self._open_store() as store:
+                Order(store)
+            self._ask(Request("status", request_id=fresh_id()))
+            unchanged = self._digest(path) == before
+            os.unlink(path)
+            reap()
+            rehearsal.warm(sorted(self._databases.programs(rehearsal.USUAL_TYPES)))
+        except (QfilexchgError, OSError, ValueError) as error:
+            return str(error)
+        return REHEARSED if unchanged else "the document of the rehearsal has changed"
+
+    def _ask(self, request: Request) -> None:
+        with self._open_store() as store:
+            Exchange(store, self._interruption).carry_out(request)
+
+
+def _create(folder: str, name: str) -> tuple[str, int]:
+    """A new file called ``name`` in ``folder``; below it where that has one of the name."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = f"{folder}/{name}"
+    try:
+        return path, os.open(path, flags, 0o600)
+    except FileExistsError:
+        folder = f"{folder}/{fresh_id()}"
+        os.mkdir(folder, 0o700)
+        path = f"{folder}/{name}"
+        return path, os.open(path, flags, 0o600)
+
+
+def _open(path: str) -> int:
+    """Raises :exc:`Broken` for what is no file any more."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Broken("failed", "the document has become something else than a file")
+    return descriptor
+
+
+def _no_progress(_size_bytes: int) -> None:
+    """Nobody watches."""
+
+
+class _NoProgress:
+    def advance(self, size_bytes: int) -> None:
+        """Nobody watches."""
