@@ -8,51 +8,24 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.vms.processes import Process
 from qfilexchg.lab import tree
 from tests.vm.lab import CHECKOUT, Lab, Vm
 from tests.vm.person import Person
+from tests.vm.steps import DEADLINE_S, PENCTL, daemon_process, ended, log, qemu, restart_daemon, rule, spool_is_empty, until, write_request
 
-DEADLINE_S = 90.0
-PENCTL = "/usr/lib/qubes/qubes_penctl"
 WAIT_MOUNTED = "for i in $(seq 300); do mountpoint -q /mnt/incoming && exit 0; sleep 0.1; done; exit 1"
 WAIT_STATUS = 'for i in $(seq 150); do /usr/lib/qubes/qubes_penctl status | grep -q "$1" && exit 0; sleep 0.2; done; exit 1'
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return when ``condition`` holds. For what only a look can tell: a file that is gone, a line in a log."""
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"in vain: {what}"
-        time.sleep(0.05)
-
-
-def rule(lab: Lab, text: str) -> None:
-    (lab.home.policy / "10-test.policy").write_text(f"{text}\n")
-
-
-def spool_is_empty(lab: Lab) -> None:
-    until(lambda: not list(lab.home.spool.iterdir()), "the spool is empty")
-
-
-def log(lab: Lab) -> str:
-    return (lab.home.log / "qfilexchgd.log").read_text()
 
 
 def sending(vm: Vm, target: str, name: str = "letter.txt") -> subprocess.Popen[bytes]:
     """qvm-copy-to-vm under way in a VM; its status is that of the returned process."""
     vm.output("sh", "-c", 'printf "Dear Bank, " > "$1"', "sh", name)
     return vm.lab.popen("qvm-run", vm.name, "qvm-copy-to-vm", target, name)
-
-
-def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    out, error = process.communicate(timeout=DEADLINE_S)
-    return process.returncode, (out + error).decode()
 
 
 def receive(vm: Vm) -> dict[str, bytes]:
@@ -62,37 +35,6 @@ def receive(vm: Vm) -> dict[str, bytes]:
     files = {name: vm.run("cat", f"/mnt/incoming/{name}").stdout for name in names}
     vm.output("umount", "/mnt/incoming")
     return files
-
-
-def write_request(vm: Vm, line: str) -> str:
-    """Write a request as any program in the VM could, and return dom0's reply once it has taken it."""
-    port = "/dev/virtio-ports/org.qubes.xenstore"
-    script = """
-        export XENSTORED_PATH=$2
-        xenstore-write device/qpen "$1" || exit 1
-        for i in $(seq 100); do [ -z "$(xenstore-read device/qpen)" ] && break; sleep 0.1; done
-        sleep 0.3; xenstore-read qubes_qpen_reply"""
-    return vm.output("sh", "-c", script, "sh", line, port).strip()
-
-
-def qemu(vm: Vm) -> Process:
-    process = vm.record.process
-    assert process
-    return process
-
-
-def daemon_process(lab: Lab) -> Process:
-    process = Process.load(lab.home.run / "qfilexchgd.process")
-    assert process
-    return process
-
-
-def restart_daemon(lab: Lab) -> None:
-    """Kill the daemon, as when it crashes, and start another."""
-    process = daemon_process(lab)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(10)
-    lab.succeed("qfilexchg", "up")
 
 
 @pytest.fixture(autouse=True)
