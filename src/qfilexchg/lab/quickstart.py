@@ -1,4 +1,5 @@
-"""The main job, as a new user sees it: files go from one real VM to another, and all that was started goes away again.
+"""The main job, as a new user sees it: files go from one real VM to another, a document is opened and edited in a VM that is made for
+it and thrown away, and all that was started goes away again.
 
 Everything is done by the project's own commands, which are shown as they run. ``--keep`` leaves the VMs running in the usual
 home; else a home is made for this one run and removed at its end, however it ends.
@@ -19,11 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import savefile
 from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.errors import HostError
 
 BIN = Path(__file__).resolve().parents[3] / "bin"
 SENDER, RECEIVER = "work", "personal"
+EDITOR = Path(__file__).with_name("editor")
+"""What the demonstration's DisposableVMs are prepared with."""
 RULE_FILE = "50-quickstart.policy"
 DEADLINE_S = 900
 """Of any one command. The first build of the template is the longest."""
@@ -35,12 +39,13 @@ class StepFailed(HostError):
 
 
 class Tour:
-    """One run. Keeps the time of each step, and which VMs it has made."""
+    """One run. Keeps the time of each step, and what it has made."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self.times: list[tuple[str, float]] = []
         self.made: list[str] = []
+        self.made_savefile = False
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -129,6 +134,30 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         tour.run("qvm-run", RECEIVER, "umount", "/mnt/incoming")
         wait_until_gone(home)
         print("The pendrive is deleted.")
+    show_document(tour, home)
+
+
+def show_document(tour: Tour, home: Home) -> None:
+    """A document that comes back edited. Raises :exc:`StepFailed`."""
+    if has_savefile_of_its_own(home):
+        print(f"\nDisposableVMs are not shown: {home.current_savefile} is yours, and would have to make room for the demonstration's.")
+        return
+    with tour.step("Make the savefile of DisposableVMs; here their program for text edits by itself"):
+        tour.run("qvm-create-default-dvm", "--default-template", str(EDITOR))
+        tour.made_savefile = True
+    with tour.step(f"Open a document of {SENDER} in a DisposableVM, and have the edit back"):
+        tour.output("qvm-run", SENDER, "tee", "contract.txt", stdin=b"We sell you the Eiffel Tower.\n")
+        tour.run("qvm-run", SENDER, "qvm-open-in-dvm", "contract.txt")
+        tour.run("qvm-run", SENDER, "cat", "contract.txt")
+        if "Read and approved in disp" not in tour.output("qvm-run", SENDER, "cat", "contract.txt"):
+            raise StepFailed("the edit is not in the document")
+        tour.run("qvm-ls")
+
+
+def has_savefile_of_its_own(home: Home) -> bool:
+    """Whether the home has a savefile that no quickstart has made."""
+    saved = savefile.current(home)
+    return saved.made.exists() and not (saved.script.exists() and saved.script.read_bytes() == EDITOR.read_bytes())
 
 
 def start(tour: Tour, names: Iterable[str]) -> None:
@@ -147,7 +176,8 @@ def wait_until_gone(home: Home) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="quickstart", description="Set up qfilexchg and copy files between two real VMs.")
+    what = "Set up qfilexchg, copy files between two real VMs, and open a document in a DisposableVM."
+    parser = argparse.ArgumentParser(prog="quickstart", description=what)
     parser.add_argument("--yes", action="store_true", help="let the files go by a rule for this pair, instead of asking in the terminal")
     parser.add_argument("--keep", action="store_true", help="leave the VMs running at the end, and say what to try next")
     options = parser.parse_args(arguments)
@@ -202,6 +232,9 @@ def clean_up(tour: Tour, own: Path | None, home: Home, *, keep_logs: bool) -> No
         (home.policy / RULE_FILE).unlink(missing_ok=True)
         for name in tour.made:
             tour.run("qvm-remove", name)
+        if tour.made_savefile:
+            savefile.current(home).remove()
+            home.current_savefile.unlink()
 
 
 def print_next_steps(status: int) -> None:
@@ -212,6 +245,9 @@ The VMs still run. Things to try:
   bin/qvm-ls
   bin/qvm-console {SENDER}                       a shell in {SENDER}; there: qvm-copy-to-vm {RECEIVER} FILE
   bin/qfilexchg-agent --tty                  in another terminal: it asks you whether files may go
+  bin/qvm-run {SENDER} qvm-open-in-dvm FILE      open a file of {SENDER} in a DisposableVM
+  bin/qvm-create-default-dvm --default-template
+                                             DisposableVMs without the demonstration's editor; add one by a SCRIPT
   bin/qvm-copy-in {SENDER} FILE                  give the VM a file of yours
   bin/qfilexchg down                         stop everything"""
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.lab import quickstart
 from qfilexchg.lab.quickstart import RULE_FILE, Tour, clean_up
 
@@ -61,3 +62,33 @@ def test_without_a_terminal_to_ask_on_yes_is_required(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
     assert quickstart.main([]) == 2
     assert "use --yes" in capsys.readouterr().err
+
+
+class TestSavefile:
+    def savefile(self, home: Home, script: bytes | None) -> Savefile:
+        saved = Savefile(home.savefiles / "0123")
+        saved.folder.mkdir()
+        saved.made.touch()
+        if script is not None:
+            saved.script.write_bytes(script)
+        home.current_savefile.symlink_to("0123")
+        return saved
+
+    def test_a_persons_own_is_left_alone(self, home: Home) -> None:
+        assert not quickstart.has_savefile_of_its_own(home)
+        self.savefile(home, None)
+        assert quickstart.has_savefile_of_its_own(home)
+        tour = Noted()
+        quickstart.show_document(tour, home)
+        assert not tour.ran and not tour.made_savefile
+
+    def test_that_of_a_demonstration_before_is_not_a_persons(self, home: Home) -> None:
+        self.savefile(home, quickstart.EDITOR.read_bytes())
+        assert not quickstart.has_savefile_of_its_own(home)
+
+    def test_what_it_made_is_removed(self, home: Home) -> None:
+        saved = self.savefile(home, b"#!/bin/sh\n")
+        tour = Noted()
+        tour.made_savefile = True
+        clean_up(tour, None, home, keep_logs=False)
+        assert not saved.folder.exists() and not home.current_savefile.is_symlink()
