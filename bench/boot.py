@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import statistics
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from stand import heading, row, stand
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import services, template
+from qfilexchg.dom0.vms import services
 from qfilexchg.dom0.vms.collection import Label
 from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.protocol.names import VmName
@@ -81,21 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(prefix="qx-") as folder:
-        os.environ["QFILEXCHG_HOME"] = folder
-        home = Home.from_environment()
-        template.build(home, lambda line: print(line, file=sys.stderr))
+    with stand() as home:
         results = asyncio.run(measure(home, rounds))
-    host = f"{len(os.sched_getaffinity(0))} processors, load {os.getloadavg()[0]:.1f}"
-    print(f"cold boot to an answer, {rounds} rounds, {host}, guest memory {MEMORY_MIB} MiB")
-    print(f"{'':24}{'median':>8}{'least':>8}{'most':>8}")
-    for title, unit, values in (
-        ("time", "s", [found.wall_s for found in results]),
-        ("QEMU's processor time", "s", [found.processor_s for found in results]),
-        ("memory of the host", "MiB", [found.memory_mib for found in results]),
-        ("  of it the guest's", "MiB", [found.guest_mib for found in results]),
-    ):
-        print(f"{title:24}{statistics.median(values):8.2f}{min(values):8.2f}{max(values):8.2f} {unit}")
+    heading(f"cold boot to an answer, {rounds} rounds, guest memory {MEMORY_MIB} MiB")
+    row("time", [found.wall_s for found in results])
+    row("QEMU's processor time", [found.processor_s for found in results])
+    row("memory of the host", [found.memory_mib for found in results], "MiB")
+    row("  of it the guest's", [found.guest_mib for found in results], "MiB")
 
 
 if __name__ == "__main__":

@@ -12,29 +12,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from stand import DEADLINE_S, command, heading, logged_at, row, run, stand
 
 from qfilexchg.dom0.exchange import pendrives
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.hypervisor import Slot
 from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.protocol.names import VmName
 
-BIN = Path(__file__).parents[1] / "bin"
 SENDER_PROGRAM = Path(__file__).with_name("exchange_sender.py").read_bytes()
-DEADLINE_S = 600
 SMALL_MIB, LARGE_MIB, COPY_MIB = 1, 900, 150
 
 WAIT_FOR_MOUNT = """
@@ -60,14 +52,9 @@ print("there", flush=True)
 """
 
 
-def command(name: str, *arguments: str) -> list[str]:
-    return [str(BIN / name), *arguments]
-
-
 def in_vm(vm: str, program: bytes, *arguments: str) -> bytes:
     """Run a Python program in a VM and return its output."""
-    argv = command("qvm-run", vm, "python3", "-IS", "-", *arguments)
-    return subprocess.run(argv, input=program, stdout=subprocess.PIPE, check=True, timeout=DEADLINE_S).stdout
+    return run("qvm-run", vm, "python3", "-IS", "-", *arguments, input=program)
 
 
 class Watcher:
@@ -91,20 +78,11 @@ class Watcher:
         return now
 
 
-def allowed_at(home: Home) -> float:
-    """When the daemon's log says that the last transfer was let go."""
-    lines = (home.log / "qfilexchgd.log").read_text(encoding="utf-8").splitlines()
-    last = next(line for line in reversed(lines) if line.endswith("→ leaving"))
-    stamp = re.match(r"(\S+ \S+),(\d+) ", last)
-    assert stamp
-    return datetime.fromisoformat(f"{stamp[1]}.{stamp[2]}").timestamp()
-
-
 def hand_over(home: Home, mib: int) -> dict[str, float]:
     watcher = Watcher("personal", WAIT_FOR_MOUNT)
     times: dict[str, float] = json.loads(in_vm("work", SENDER_PROGRAM, "send", "personal", str(mib)))
-    times["hand_over_s"] = watcher.seen_at() - allowed_at(home)
-    subprocess.run(command("qvm-run", "personal", "umount", "/mnt/incoming"), check=True, timeout=DEADLINE_S)
+    times["hand_over_s"] = watcher.seen_at() - logged_at(home, "→ leaving")
+    run("qvm-run", "personal", "umount", "/mnt/incoming")
     end = time.monotonic() + DEADLINE_S
     while any(home.spool.iterdir()):
         if time.monotonic() > end:
@@ -142,33 +120,18 @@ def memory_mib(home: Home) -> float:
     return statistics.mean(shares)
 
 
-def row(title: str, values: Sequence[float], unit: str = "s", of: float | None = None) -> None:
-    ratio = f"{statistics.median(values) / of:8.2f}" if of else " " * 8
-    print(f"{title:48}{statistics.median(values):9.2f}{min(values):9.2f}{max(values):9.2f} {unit:4}{ratio}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(prefix="qx-") as folder:
-        os.environ["QFILEXCHG_HOME"] = folder
-        home = Home.from_environment()
-        template.build(home, lambda line: print(line, file=sys.stderr))
+    with stand("work", "personal") as home:
         (home.policy / "bench.policy").write_text("work personal allow\n")
-        try:
-            for vm in ("work", "personal"):
-                subprocess.run(command("qvm-create", vm), check=True, timeout=DEADLINE_S)
-                subprocess.run(command("qvm-start", vm), check=True, timeout=DEADLINE_S)
-            memory = memory_mib(home)
-            plugs = [plain_hot_plug(home) for _ in range(rounds)]
-            pairs = [(hand_over(home, SMALL_MIB), hand_over(home, LARGE_MIB)) for _ in range(rounds)]
-            copied = json.loads(in_vm("work", SENDER_PROGRAM, "copy", str(COPY_MIB)))
-        finally:
-            subprocess.run(command("qfilexchg", "down"), check=True, timeout=DEADLINE_S)
+        memory = memory_mib(home)
+        plugs = [plain_hot_plug(home) for _ in range(rounds)]
+        pairs = [(hand_over(home, SMALL_MIB), hand_over(home, LARGE_MIB)) for _ in range(rounds)]
+        copied = json.loads(in_vm("work", SENDER_PROGRAM, "copy", str(COPY_MIB)))
     small, large = ([pair[side] for pair in pairs] for side in (0, 1))
-    print(f"{rounds} rounds, {len(os.sched_getaffinity(0))} processors, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':48}{'median':>9}{'least':>9}{'most':>9}{'':5}{'ratio':>8}")
+    heading(f"{rounds} rounds")
     row("plain hot-plug to a named disk", plugs)
     row("'new' to a usable /dev/xvdg", [each["new_s"] for each in small], of=statistics.median(plugs))
     row(f"allow to mounted on /mnt/incoming, {SMALL_MIB} MiB", [each["hand_over_s"] for each in small])
