@@ -59,6 +59,18 @@ def test_building_without_root_needs_ids_and_a_willing_kernel(
     assert doctor.subordinate_ids("building", tmp_path / "subuid", tmp_path / "switch").verdict is verdict
 
 
+def test_a_savefile_that_is_missing_is_no_fault_and_a_setting_that_is_none_is(home: Home) -> None:
+    booted = home.cache / "template"
+    booted.mkdir(parents=True)
+    for name in ("root.img", "kernel"):
+        (booted / name).touch()
+    home.data.mkdir()
+    home.template.symlink_to(booted)
+    assert found(home)["savefile"].verdict is Verdict.NOTE and "when a document is opened" in found(home)["savefile"].said
+    home.configuration.write_text("disposable_memory_mb = 1\n")
+    assert found(home)["savefile"].verdict is Verdict.BAD
+
+
 def test_the_report_is_a_table_and_its_status_tells_whether_something_is_bad(
     home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

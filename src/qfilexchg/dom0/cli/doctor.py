@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qfilexchg.dom0 import programs
+from qfilexchg.dom0 import configuration, programs
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import acceleration, services, template
+from qfilexchg.dom0.vms import acceleration, savefile, services, template
 from qfilexchg.errors import QfilexchgError
 
 PROGRAMS = ("qemu-system-x86_64", "mke2fs", "mkfs.fat")
@@ -112,6 +112,18 @@ def _template_and_acceleration(home: Home) -> Iterator[Check]:
     choice = asyncio.run(acceleration.choose(home, found))
     fast = choice.accelerator is acceleration.Accelerator.KVM
     yield Check("acceleration", Verdict.GOOD if fast else Verdict.NOTE, f"{'KVM' if fast else 'TCG (emulation, slower)'}: {choice.why}")
+    yield _savefile(home, found, choice.accelerator)
+
+
+def _savefile(home: Home, booted: template.Template, accelerator: acceleration.Accelerator) -> Check:
+    try:
+        settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
+        savefile.current(home).check(savefile.stamp(booted, accelerator, settings.disposable_memory_mb))
+    except savefile.NoSavefile as error:
+        return Check("savefile", Verdict.NOTE, f"{error.why}; it is made when a document is opened, or by qvm-create-default-dvm")
+    except QfilexchgError as error:
+        return Check("savefile", Verdict.BAD, str(error))
+    return Check("savefile", Verdict.GOOD, f"fresh, in {savefile.current(home).folder}")
 
 
 def _services(home: Home) -> Iterator[Check]:
