@@ -16,8 +16,9 @@ from qfilexchg.dom0.exchange import daemon as module
 from qfilexchg.dom0.exchange.daemon import Daemon
 from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
+from qfilexchg.dom0.exchange.messages import VmStopped
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot, VmId
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
 from qfilexchg.protocol.qpen import FINAL_STATES, Reply, parse_reply
@@ -497,6 +498,23 @@ class TestDocuments:
             await work.until("send disposable 1", "accepted")
             await here.disposables.hold.reached.wait()
             assert await work.last("cancel") == "cancelled"
+            await here.no_images()
+            assert not here.disposables.records
+
+    async def test_an_asker_that_ends_as_its_vm_begins_to_be_made_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The machine hears of it before the making has made its first step."""
+
+        async def end(self: Domains, asker: VmId, seq: int, stage: object) -> None:
+            self._deliver(VmStopped(asker))
+
+        monkeypatch.setattr(Domains, "show", end)
+        async with host(tmp_path) as here:
+            here.disposables.hold = Hold()
+            work = await here.start("work")
+            await work.last("new")
+            await work.until("send disposable 1", "accepted")
             await here.no_images()
             assert not here.disposables.records
 

@@ -139,7 +139,8 @@ class TestThere:
         asker.world.answer(True)
         event = asker.world.carry_out(asker.world.pending[0])
         assert isinstance(event, m.Restored)
-        asker.world.die(event.vm)
+        asker.world.handle(m.VmStarted(event.vm, disposable=True))
+        asker.world.stop(event.vm)
         asker.world.handle(event)
         assert asker.states(asker.work)[-1] == "s failed no-disposable"
         assert asker.world.dissolved == [event.vm.id] and asker.stage() is None
@@ -148,8 +149,12 @@ class TestThere:
         for seq in range(1, LIMITS.disposables_max + 1):
             asker.deliver(seq)
             asker.fill(asker.work, f"n{seq}")
-        asker.send(9)
-        assert asker.states(asker.work)[-1] == f"s failed too-many-disposables maximum={LIMITS.disposables_max}"
+        before = len(asker.world.notices)
+        for number in range(REFUSALS_TOLD + 10):
+            asker.send(9, f"t{number}")
+            assert asker.states(asker.work)[-1] == f"t{number} failed too-many-disposables maximum={LIMITS.disposables_max}"
+        told = asker.world.notices[before:]
+        assert told == ["work → DisposableVM: failed, there are 3 (disposables_max)"] * REFUSALS_TOLD, "a few times"
         asker.world.stop(asker.disposables()[0])
         asker.send(9, "s9")
         assert asker.states(asker.work)[-1] == "s9 asking"
@@ -449,6 +454,29 @@ class TestEnds:
         asker.world.stop(asker.work)
         asker.world.settle()
         assert not asker.disposables() and not asker.world.images
+        assert not any("kept as" in notice for notice in asker.world.notices), "the document never left"
+
+    @pytest.mark.parametrize("steps", range(4))
+    @pytest.mark.parametrize("restarts", [False, True])
+    def test_of_a_document_that_can_be_neither_brought_nor_given_back_no_copy_is_kept(
+        self, asker: Asker, steps: int, restarts: bool
+    ) -> None:
+        """Its VM ends, its asker too, at each step of the way back."""
+        world = asker.world
+        asker.send()
+        world.answer(True)
+        world.finish()
+        (vm,) = asker.disposables()
+        world.stop(vm)
+        for _ in range(steps):
+            if world.pending:
+                world.finish(fail=steps == 3 and world.phase() == "returning")
+        if asker.work.id in world.running:
+            world.die(asker.work) if restarts else world.stop(asker.work)
+        if restarts:
+            world.restart()
+        world.settle()
+        assert not world.images and not any("kept as" in notice for notice in world.notices)
 
     def test_an_asker_can_have_its_disposable_vm_destroyed(self, asker: Asker) -> None:
         vm = asker.open()
@@ -497,6 +525,11 @@ class TestForeign:
         asker.world.ask(spare, request_)
         assert asker.states(spare) == ["x denied"] and not asker.world.pending
         assert asker.world.notices[-1].startswith("spare ")
+
+    def test_one_that_ends_leaves_nothing(self, asker: Asker) -> None:
+        spare = asker.world.start("spare", disposable=True)
+        asker.world.stop(spare)
+        assert asker.world.dissolved == [spare.id]
 
     @pytest.mark.parametrize("made", [False, True])
     def test_no_disposable_vm_is_a_destination(self, asker: Asker, made: bool) -> None:
@@ -620,7 +653,56 @@ class TestRestart:
         vm = asker.open()
         asker.world.die(vm)
         asker.world.restart()
+        asker.world.settle()
         assert asker.stage() == f"ended {vm.name} killed" and asker.world.dissolved == [vm.id] and not asker.world.documents
+
+    def test_one_of_which_a_new_store_does_not_know_is_destroyed(self, asker: Asker) -> None:
+        vm = asker.open()
+        asker.world.restart(unknown=(vm,))
+        assert asker.world.pending == [m.Destroy(vm)] and asker.world.documents
+        asker.world.settle()
+        assert not asker.disposables() and asker.world.dissolved == [vm.id] and asker.stage() == f"ended {vm.name} killed"
+
+    @pytest.mark.parametrize("effects", range(6))
+    def test_a_request_that_was_answered_and_not_written_down_is_carried_out_when_it_comes_again(self, asker: Asker, effects: int) -> None:
+        world = asker.world
+        vm = asker.deliver()
+        taken = Request("umount", request_id="u")
+        sent_back = Request("send", target=asker.work.name, seq=7, request_id="r")
+        for request in (taken, sent_back):
+            world.ask(vm, request, killed_after=effects)
+            world.ask(vm, request)
+            world.settle()
+            if request is taken:
+                asker.fill(vm)
+        assert asker.stage() == f"returned {vm.name}" and not asker.disposables()
+
+    @pytest.mark.parametrize("effects", range(5))
+    @pytest.mark.parametrize("verb", ["killme", "forget"])
+    def test_one_that_is_to_go_goes_when_that_was_answered_and_not_written_down(self, asker: Asker, verb: str, effects: int) -> None:
+        world = asker.world
+        vm = asker.open()
+        who = vm if verb == "killme" else asker.work
+        request = Request("killme", why="failed", request_id="k") if verb == "killme" else Request("forget", seq=7, request_id="f")
+        world.ask(who, request, killed_after=effects)
+        if "f cancelled" not in asker.states(who):
+            world.ask(who, request)
+        world.settle()
+        assert not asker.disposables() and not world.documents
+
+    @pytest.mark.parametrize("effects", range(6))
+    def test_what_was_cancelled_is_cancelled_though_the_daemon_is_killed(self, asker: Asker, effects: int) -> None:
+        asker.send()
+        request = Request("cancel", request_id="c")
+        asker.world.ask(asker.work, request, killed_after=effects)
+        if "s cancelled" not in asker.states(asker.work):
+            asker.world.ask(asker.work, request)
+        while asker.world.questions:
+            asker.world.answer(True)
+        asker.world.settle()
+        assert not asker.world.images and not asker.disposables()
+        told = asker.states(asker.work)
+        assert "c cancelled" in told and not [state for state in told if state.startswith(("c failed", "s delivered"))]
 
     def test_one_that_was_being_destroyed_is_destroyed_for_the_same_reason(self, asker: Asker) -> None:
         vm = asker.open()

@@ -188,6 +188,39 @@ class Histories(RuleBasedStateMachine):
             self.world.carry_out(data.draw(st.sampled_from(self.world.pending)))
         self.world.restart()
 
+    @precondition(lambda self: self.world.running)
+    @rule(
+        data=st.data(),
+        verb=st.sampled_from(("new", "send", "send", "umount", "umount", "cancel", "killme", "forget")),
+        seq=st.integers(0, 5),
+        effects=st.integers(0, 8),
+    )
+    def the_daemon_is_killed_at_a_request_that_then_comes_again(self, data: st.DataObject, verb: str, seq: int, effects: int) -> None:
+        vm = self.vm(data)
+        errand = self.world.errands.get(vm.id)
+        asker = self.world.running.get(errand.asker) if errand else None
+        if verb == "send" and errand and asker:
+            request = Request("send", target=asker.name, seq=errand.seq, request_id=f"r{self.ids}k")
+        elif verb == "send" and seq == 0:
+            request = Request("send", target=VmName.parse(data.draw(st.sampled_from(NAMES))), request_id=f"r{self.ids}k")
+        else:
+            request = Request(verb, seq=seq or 1, request_id=f"r{self.ids}k")  # type: ignore[arg-type]
+        self.ids += 1
+        self.world.ask(vm, request, killed_after=effects)
+        if vm.id not in self.world.running:
+            return  # nobody knew of it
+        self.world.ask(vm, request)
+        heard = [reply.state for reply in self.world.replies.get(vm.id, []) if reply.request_id == request.request_id]
+        waiting = {entry.request_id for entry in self.world.machine.entries}
+        going = [document for document in self.world.documents.values() if document.fate in m.ENDINGS]
+        if verb == "killme":
+            assert "denied" in heard or vm in [document.vm for document in going], "a VM that is done is destroyed"
+        else:
+            assert FINAL_STATES & set(heard) or request.request_id in waiting, "who is told to wait waits for something"
+        if verb == "forget" and "cancelled" in heard:
+            known = [document for document in self.world.documents.values() if (document.asker, document.seq) == (vm, request.seq)]
+            assert all(document in going for document in known), "what is said to be destroyed is"
+
     @invariant()
     def a_finished_request_is_not_answered_otherwise_later(self) -> None:
         for replies in self.world.replies.values():
@@ -211,7 +244,8 @@ class Histories(RuleBasedStateMachine):
         assert not self.world.images
         assert not self.world.attached
         assert not self.world.running and not self.world.documents and not self.world.shown
-        assert sorted(self.world.dissolved, key=repr) == sorted(self.world.errands, key=repr), "every DisposableVM is removed once"
+        dissolved = set(self.world.dissolved) - self.world.foreign
+        assert dissolved == set(self.world.errands), "every DisposableVM is removed"
         assert sorted(self.world.ended) == sorted(self.world.made)
 
 

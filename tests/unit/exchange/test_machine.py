@@ -496,6 +496,8 @@ class TestRestart:
             assert resumed in {Phase.LOADED, Phase.DETACHING, Phase.PULLING}
         if resumed in {Phase.CLEAN, Phase.ASKING, Phase.QUEUED, Phase.RETURNING}:
             assert sender_runs
+        if resumed is Phase.KEEPING and phase is not Phase.KEEPING:
+            assert course is Course.COPY, "of a document its asker has the original"
 
     @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.GONE])
     @pytest.mark.parametrize("place", Place)
@@ -520,6 +522,10 @@ class TestTable:
     def test_only_an_allow_or_a_free_receiver_lets_a_pendrive_leave(self) -> None:
         ways = {signal for (_, signal), edge in EDGES.items() if edge.phase is Phase.LEAVING}
         assert ways == {Signal.ALLOWED, Signal.SLOT_FREE, Signal.RESTORED, Signal.DETACH_AGAIN}
+
+    def test_where_something_is_kept_a_copy_is_not(self) -> None:
+        kept = {phase for (phase, _), edge in EDGES.items() if edge.phase is Phase.KEEPING} - {Phase.SALVAGING, Phase.HELD}
+        assert {phase for phase, signal in EDGES if signal is Signal.SPARE} == kept, "SALVAGING and HELD are for what comes back"
 
     def test_the_diagram_has_every_edge(self) -> None:
         assert diagram().count("-->") == len(EDGES) + 1

@@ -95,9 +95,16 @@ class World:
         self.die(vm)
         self.handle(m.VmStopped(vm.id))
 
-    def ask(self, vm: RunningVm, request: Request) -> None:
+    def ask(self, vm: RunningVm, request: Request, *, killed_after: int | None = None) -> None:
+        """``killed_after``: so many effects of it are carried out, and then the daemon dies and starts again."""
         self.serial += 1
-        self.handle(m.Requested(vm.id, request, m.PendriveId(f"p{self.serial}")))
+        asked = m.Requested(vm.id, request, m.PendriveId(f"p{self.serial}"))
+        if killed_after is None:
+            self.handle(asked)
+        else:
+            for effect in self.machine.handle(asked)[:killed_after]:
+                self._begin(effect)
+            self.restart()
         if request.verb == "umount" and vm.id in self.running:
             for entry in self.journal.values():
                 if entry.receiver == vm and entry.phase is Phase.DETACHING:
@@ -178,13 +185,17 @@ class World:
                     self.unheard.append(vm)
                 return m.Destroyed(vm.id)
             case m.Keep(pendrive):
+                assert self.journal[pendrive].course is not Course.OUT, "what is kept may be the only copy"
                 self._end(pendrive)
                 return m.Kept(pendrive, "kept/image")
             case _:
                 raise AssertionError(effect)
 
-    def restart(self) -> None:
-        """The daemon dies and starts again: only the journal, the store and the hypervisor are left."""
+    def restart(self, *, unknown: tuple[RunningVm, ...] = ()) -> None:
+        """The daemon dies and starts again: only the journal, the store and the hypervisor are left.
+
+        ``unknown`` are VMs that run, of which a new store does not know.
+        """
         self.replies = {vm_id: replies for vm_id, replies in self.replies.items() if vm_id in self.running}
         self.machine = Exchange(LIMITS)
         self.questions.clear()
@@ -193,6 +204,8 @@ class World:
         self.stopped.clear()
         self._sweep()
         for vm in self.running.values():
+            if vm in unknown:
+                continue
             last = self.replies.get(vm.id)
             shown = tuple(sorted(seq for asker, seq in self.shown if asker == vm.id))
             self.machine.handle(m.VmStarted(vm, last[-1] if last else None, vm.id in self.errands.keys() | self.foreign, shown))
@@ -224,43 +237,46 @@ class World:
 
     def handle(self, event: m.Event) -> None:
         for effect in self.machine.handle(event):
-            match effect:
-                case m.Record(entry):
-                    self.journal[entry.pendrive] = entry
-                case m.Forget(pendrive):
-                    del self.journal[pendrive]
-                case m.Tell(vm, reply):
-                    self.replies.setdefault(vm, []).append(reply)
-                case m.RecordDocument(document):
-                    self.documents[document.vm.id] = document
-                case m.ForgetDocument(vm):
-                    del self.documents[vm]
-                case m.Stop(pendrive):
-                    assert any(isinstance(other, m.Restore) and other.pendrive == pendrive for other in self.pending)
-                    self.stopped.add(pendrive)
-                case m.Dissolve(vm):
-                    assert vm not in self.running and vm not in self.dissolved, "what is left of a VM is removed once, after its end"
-                    self.dissolved.append(vm)
-                case m.Show(asker, seq, stage):
-                    self._show(asker, seq, stage)
-                case m.Announce(receiver, source, seq, view_only):
-                    self.announced[receiver] = (source, seq, view_only)
-                case m.Ask(question, pendrive):
-                    self.questions[question.id] = question
-                    self.asked_for[question.id] = pendrive
-                case m.Withdraw(question_id):
-                    del self.questions[question_id]
-                case m.Notify(_, text):
-                    self.notices.append(text)
-                case m.Remind():
-                    self.reminders.append(effect)
-                case m.RemindDocument(vm):
-                    self.limits.append(vm)
-                case m.Moved() | m.Outcome():
-                    pass
-                case _:
-                    self.pending.append(effect)
+            self._begin(effect)
         self.check()
+
+    def _begin(self, effect: m.Effect) -> None:
+        match effect:
+            case m.Record(entry):
+                self.journal[entry.pendrive] = entry
+            case m.Forget(pendrive):
+                del self.journal[pendrive]
+            case m.Tell(vm, reply):
+                self.replies.setdefault(vm, []).append(reply)
+            case m.RecordDocument(document):
+                self.documents[document.vm.id] = document
+            case m.ForgetDocument(vm):
+                del self.documents[vm]
+            case m.Stop(pendrive):
+                assert any(isinstance(other, m.Restore) and other.pendrive == pendrive for other in self.pending)
+                self.stopped.add(pendrive)
+            case m.Dissolve(vm):
+                assert vm not in self.running and vm not in self.dissolved, "what is left of a VM is removed once, after its end"
+                self.dissolved.append(vm)
+            case m.Show(asker, seq, stage):
+                self._show(asker, seq, stage)
+            case m.Announce(receiver, source, seq, view_only):
+                self.announced[receiver] = (source, seq, view_only)
+            case m.Ask(question, pendrive):
+                self.questions[question.id] = question
+                self.asked_for[question.id] = pendrive
+            case m.Withdraw(question_id):
+                del self.questions[question_id]
+            case m.Notify(_, text):
+                self.notices.append(text)
+            case m.Remind():
+                self.reminders.append(effect)
+            case m.RemindDocument(vm):
+                self.limits.append(vm)
+            case m.Moved() | m.Outcome():
+                pass
+            case _:
+                self.pending.append(effect)
 
     def check(self) -> None:
         for effect in self.pending:

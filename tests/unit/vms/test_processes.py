@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +61,43 @@ def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, record: str) -> No
     (tmp_path / "record").write_text(record)
     assert Process.load(tmp_path / "record") is None
     assert Process.load(tmp_path / "missing") is None
+
+
+class TestZombies:
+    def killed(self, folder: Path) -> Process:
+        """A child of ours that has ended by itself, and has been waited for by nobody."""
+        process = start(folder / "log", "sleep", "60")
+        process.save(folder / "record")
+        os.kill(process.pid, signal.SIGKILL)
+        assert wait_until(lambda: not process.running, 20)
+        assert Path(f"/proc/{process.pid}").exists(), "it is one"
+        return process
+
+    def test_who_reads_its_record_leaves_none(self, tmp_path: Path) -> None:
+        process = self.killed(tmp_path)
+        assert Process.load(tmp_path / "record") is None
+        assert not Path(f"/proc/{process.pid}").exists()
+
+    @pytest.mark.parametrize("end", [lambda process: process.end(term_s=0, kill_s=5), lambda process: process.wait(5)])
+    def test_who_ends_it_or_waits_for_it_leaves_none(self, tmp_path: Path, end: Callable[[Process], bool]) -> None:
+        process = self.killed(tmp_path)
+        assert end(process)
+        assert not Path(f"/proc/{process.pid}").exists()
+
+    def test_one_that_ends_at_once_leaves_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        of, pids = Process.of, []
+
+        def look_late(pid: int) -> Process | None:
+            pids.append(pid)
+            assert wait_until(lambda: of(pid) is None, 20)
+            return of(pid)
+
+        monkeypatch.setattr(Process, "of", look_late)
+        assert Process.start(["true"], log=tmp_path / "log") is None
+        assert not Path(f"/proc/{pids[0]}").exists()
+
+    def test_a_stranger_of_the_same_number_is_left_to_whoever_waits_for_it(self, tmp_path: Path) -> None:
+        process = self.killed(tmp_path)
+        replace(process, start_ticks=process.start_ticks - 1).reap()
+        assert Path(f"/proc/{process.pid}").exists()
+        process.reap()

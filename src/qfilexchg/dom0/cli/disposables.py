@@ -58,7 +58,7 @@ def create_default_dvm(arguments: Sequence[str]) -> int:
     args.add_argument(
         "--default-script", action="store_true", help=f"run dvm-prerun of the home, or {DEFAULT_SCRIPTS[0]}, in it before it is saved"
     )
-    what = "TEMPLATE: from the template in this folder, which becomes this home's. SCRIPT: run this in it, as its user, before it is saved"
+    what = "TEMPLATE: from the template in this folder, which becomes this home's when it works. SCRIPT: run this in it, as its user, first"
     args.add_argument("words", nargs="*", type=Path, metavar="WORD", help=what)
     options = args.parse_args(arguments)
     words: list[Path] = options.words
@@ -71,9 +71,7 @@ def create_default_dvm(arguments: Sequence[str]) -> int:
     home = Home.from_environment()
     home.make()
     prepared = read_script(default_script(home) if options.default_script else script)
-    if folder:
-        template.use(home, existing_template(folder))
-    return asyncio.run(_create(home, prepared))
+    return asyncio.run(_create(home, existing_template(folder) if folder else None, prepared))
 
 
 def existing_template(folder: Path) -> Template:
@@ -84,12 +82,16 @@ def existing_template(folder: Path) -> Template:
     return found
 
 
-async def _create(home: Home, script: bytes | None) -> int:
+async def _create(home: Home, named: Template | None, script: bytes | None) -> int:
+    collection = Collection(home.collection)
     settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
-    made_of = await restoring.basis(home, settings.disposable_memory_mb)
-    require_memory(settings.disposable_memory_mb)
+    made_of = await restoring.basis(home, settings.disposable_memory_mb, named)
+    require_memory(home, collection, settings.disposable_memory_mb)
     _start_services(home)
-    print((await saving.make(home, Collection(home.collection), made_of, script, _say)).folder)
+    saved = await saving.make(home, collection, made_of, script, _say)
+    if named:
+        template.use(home, named)
+    print(saved.folder)
     return 0
 
 
@@ -134,7 +136,7 @@ async def _restore(home: Home, saved: Savefile, asker: VmName | None) -> int:
     label = collection.get(asker).label if asker else Label.RED
     made_of = await restoring.basis(home, settings.disposable_memory_mb)
     saved.check(made_of.stamp)
-    require_memory(settings.disposable_memory_mb)
+    require_memory(home, collection, settings.disposable_memory_mb)
     _start_services(home)
     restored = await restoring.restore(home, collection, saved, made_of, label)
     try:

@@ -68,8 +68,7 @@ async def serve(home: Home, settings: configuration.Configuration) -> None:
             await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
             for task in (ending, preloading, running):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await preloading
+            await asyncio.gather(preloading, return_exceptions=True)  # what it has to say is in the log
             with contextlib.suppress(asyncio.CancelledError):
                 await running
     log.info("ended")

@@ -173,8 +173,8 @@ class Daemon:
                 self._restores[restored] = restore = self._tasks.create_task(self._restore(effect))
                 restore.add_done_callback(lambda _: self._restores.pop(restored, None))
             case m.Stop(pendrive):
-                if restoring := self._restores.get(pendrive):  # else its result is in the inbox
-                    restoring.cancel()
+                # Not at once: a task that is cancelled before its first step never gets to where it answers.
+                asyncio.get_running_loop().call_soon(self._stop, pendrive)
             case m.Destroy():
                 self._tasks.create_task(self._destroy(effect))
             case m.Dissolve(vm_id):
@@ -256,6 +256,10 @@ class Daemon:
             log.exception("%s: %s", effect.pendrive, effect)
         finally:
             self._inbox.put_nowait(event)
+
+    def _stop(self, pendrive: m.PendriveId) -> None:
+        if restoring := self._restores.get(pendrive):  # else its result is in the inbox
+            restoring.cancel()
 
     async def _make(self, effect: m.Restore) -> RunningVm:
         """A DisposableVM that the machine has heard of, or none."""

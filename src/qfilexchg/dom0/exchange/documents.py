@@ -123,10 +123,8 @@ class Documents:
         if returning and document.fate not in ENDINGS:
             self._put(replace(document, fate=Fate.RETURNING))
         fate = self._documents[vm].fate
-        if not runs:
-            self._settle(vm)
-        elif fate in ENDINGS:
-            self.destroy(document.vm)
+        if not runs or fate in ENDINGS:
+            self.destroy(document.vm)  # one of which a new store does not know may run all the same
         elif not asker_runs or (fate is Fate.BROUGHT and not bound):
             self.end(vm, Fate.KILLED)
         else:

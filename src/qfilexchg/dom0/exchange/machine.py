@@ -14,7 +14,7 @@ its life is the table in ``phases``. What is known of DisposableVMs and their do
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from qfilexchg.dom0.exchange import messages as m
 from qfilexchg.dom0.exchange.moves import Moves
@@ -23,8 +23,11 @@ from qfilexchg.dom0.exchange.recovery import news, resume
 from qfilexchg.dom0.exchange.state import RECEIVER_ASKS, Limits, Pendrive, Vm
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.protocol.names import DomainId, VmName
-from qfilexchg.protocol.qpen import NO_ID, Request
+from qfilexchg.protocol.qpen import FINAL_STATES, NO_ID, Reply, Request
 from qfilexchg.protocol.stages import Stage
+
+if TYPE_CHECKING:
+    from qfilexchg.protocol.qpen import State
 
 REFUSALS_TOLD = 8
 """Refusals of one run of a VM that the person hears of. A VM that asks without end would drown all other notices."""
@@ -62,6 +65,8 @@ class Exchange(Moves):
             case m.VmStarted():
                 self._vm_started(event)
             case m.VmStopped(vm_id):
+                if vm_id in self._vms and self._vms[vm_id].disposable and vm_id not in self._documents:
+                    self._effects.append(m.Dissolve(vm_id))  # with a document it is dissolved when that is settled
                 self._vm_stopped(vm_id)
             case m.Requested(vm_id, request, fresh):
                 if vm_id in self._vms:
@@ -103,6 +108,7 @@ class Exchange(Moves):
                     self._document_recovered(document, [entry for entry, _ in found])
                 for entry, place in found:
                     self._recovered(entry, place)
+                self._take_up_requests()
             case _:
                 assert_never(event)
         for receiver in self._vms.values():
@@ -201,8 +207,9 @@ class Exchange(Moves):
         if self._documents.of(vm.vm.id, request.seq) or self._return_to(vm, request.seq):
             self._tell(vm, request.request_id, "failed", "sequence-in-use")
         elif self._disposables() >= self._limits.disposables_max:
-            self._tell(vm, request.request_id, "failed", f"too-many-disposables maximum={self._limits.disposables_max}")
-            self._notify(None, f"{vm.vm.name} → DisposableVM: failed, there are {self._limits.disposables_max} (disposables_max)")
+            most = self._limits.disposables_max
+            why = f"→ DisposableVM: failed, there are {most} (disposables_max)"
+            self._refuse(vm, request, why, "failed", f"too-many-disposables maximum={most}")
         else:
             pendrive.request_id = request.request_id
             pendrive.course = Course.OUT
@@ -267,12 +274,12 @@ class Exchange(Moves):
         elif document is None:
             self._tell(vm, request.request_id, "failed", "no-document")
         else:
-            self._tell(vm, request.request_id, "cancelled")
             self._documents.end(document.vm.id, m.Fate.KILLED)
+            self._tell(vm, request.request_id, "cancelled")  # its last answer, so it is told when that is written down
 
-    def _refuse(self, vm: Vm, request: Request, why: str) -> None:
-        """Say no at once, with no reason to the VM and with ``why`` to the person."""
-        self._tell(vm, request.request_id, "denied")
+    def _refuse(self, vm: Vm, request: Request, why: str, state: State = "denied", detail: str = "") -> None:
+        """Say no at once, with no reason to the VM but ``detail``, and with ``why`` to the person."""
+        self._tell(vm, request.request_id, state, detail)
         vm.refusals += 1
         if vm.refusals <= REFUSALS_TOLD:
             self._notify(None, f"{vm.vm.name} {why}")
@@ -282,10 +289,10 @@ class Exchange(Moves):
         if pendrive is None or (pendrive.phase, Signal.CANCEL) not in EDGES:
             self._tell(vm, request.request_id, "failed", pendrive.phase.value if pendrive else "no-pendrive")
             return
-        if pendrive.request_id is not None:
-            self._tell(vm, pendrive.request_id, "cancelled")
-        pendrive.request_id = request.request_id
+        taken_back, pendrive.request_id = pendrive.request_id, request.request_id
         self._signal(pendrive, Signal.CANCEL)
+        if taken_back is not None:
+            self._tell(vm, taken_back, "cancelled")  # its last answer, so it is told when that is written down
 
     # Results
 
@@ -308,7 +315,6 @@ class Exchange(Moves):
     def _restored(self, pendrive: Pendrive, vm: RunningVm) -> None:
         if vm.id not in self._vms:
             self._failed(pendrive, f"{vm.name} ended at once", "no-disposable")
-            self._effects.append(m.Dissolve(vm.id))
             return
         self._vms[vm.id].disposable = True
         if pendrive.phase is Phase.RESTORING:
@@ -366,3 +372,17 @@ class Exchange(Moves):
             self._answer(pendrive, *told)
         self._leave(pendrive, phase)
         self._enter(pendrive, phase)
+
+    def _take_up_requests(self) -> None:
+        """Know of unfinished requests what the journal does.
+
+        One that was answered before that was written down is carried out when it comes again; one that was written down is not.
+        """
+        for vm in self._vms.values():
+            ours = [pendrive for pendrive in self._pendrives.values() if self._asker(pendrive) is vm]
+            under_way = {pendrive.request_id for pendrive in ours if pendrive.request_id} - {NO_ID}
+            for request_id in [known for known, reply in vm.replies.items() if reply.state not in FINAL_STATES]:
+                if request_id not in under_way:
+                    del vm.replies[request_id]
+            for request_id in under_way - vm.replies.keys():
+                vm.replies[request_id] = Reply(request_id, "accepted")

@@ -58,6 +58,8 @@ class Moves:
         edge = EDGES.get((pendrive.phase, signal))
         if edge is None:
             raise UnexpectedSignal(pendrive.phase, signal)
+        if edge.phase is Phase.KEEPING and pendrive.course is Course.OUT:
+            edge = EDGES[pendrive.phase, Signal.SPARE]
         if edge.reply:
             self._answer(pendrive, edge.reply, edge.detail or word)
         if edge.reply in {"delivered", "denied", "failed"}:
@@ -203,11 +205,15 @@ class Moves:
 
     def _answer(self, pendrive: Pendrive, state: State, detail: str = "") -> None:
         """Answer the request that this pendrive's move comes from; once it has had its last reply it gets no other."""
-        asker = self._slots(pendrive.receiver if pendrive.phase in RECEIVER_ASKS and state != "delivered" else pendrive.sender)
+        asker = self._slots(pendrive.sender) if state == "delivered" else self._asker(pendrive)
         if asker and pendrive.request_id is not None:
             self._tell(asker, pendrive.request_id, state, detail)
         if state in FINAL_STATES:
             pendrive.request_id = None
+
+    def _asker(self, pendrive: Pendrive) -> Vm | None:
+        """The VM that waits for an answer, if it runs."""
+        return self._slots(pendrive.receiver if pendrive.phase in RECEIVER_ASKS else pendrive.sender)
 
     def _tell(self, vm: Vm, request_id: str, state: State, detail: str = "") -> None:
         reply = Reply(request_id, state, detail)

@@ -45,7 +45,7 @@ class Phase(enum.Enum):
     DETACHING = "detaching"  # done with; being detached from the receiver
     DISCARDING = "discarding"  # cancelled; being detached from the sender
     DELETING = "deleting"  # attached nowhere; its image is being deleted
-    KEEPING = "keeping"  # could be neither delivered nor given back; its image is put aside for the person
+    KEEPING = "keeping"  # could be neither delivered nor given back, and may be the only copy; its image is put aside for the person
     GONE = "gone"  # no longer ours
 
 
@@ -58,6 +58,7 @@ class Signal(enum.Enum):
     ATTACH_FAILED = "attach failed"
     DETACHED = "detached"
     STRAY = "detached, sender ended"  # there is no one to give it back to
+    SPARE = "not to be kept"  # it would be put aside, but is a copy of a document that has not left
     DETACH_FAILED = "detach failed"  # and the VM still runs
     DETACH_AGAIN = "detach failed, VM gone"  # the hypervisor is in trouble: there is no one to give it back to
     DELETED = "deleted"
@@ -143,6 +144,7 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.LEAVING, S.RECEIVER_GONE): Edge(P.RECALLED),
         (P.RECALLED, S.DETACHED): Edge(P.RETURNING),
         (P.RECALLED, S.STRAY): Edge(P.KEEPING, "failed", "kept-in-dom0"),
+        (P.RECALLED, S.SPARE): Edge(P.DELETING, "failed", "receiver-ended"),
         (P.RECALLED, S.DETACH_FAILED): Edge(P.CLEAN, "failed", "receiver-ended"),
         (P.RECALLED, S.DETACH_AGAIN): Edge(P.RECALLED),
         (P.WITHDRAWING, S.DESTROYED): Edge(P.HELD),
@@ -157,13 +159,16 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.BOUNCED, S.ATTACH_FAILED): Edge(P.PULLING),
         (P.PULLING, S.DETACHED): Edge(P.RETURNING),
         (P.PULLING, S.STRAY): Edge(P.KEEPING, "failed", "kept-in-dom0"),
+        (P.PULLING, S.SPARE): Edge(P.DELETING, "failed", "not-attached"),
         (P.PULLING, S.DETACH_FAILED): Edge(P.LOADED, "failed", "not-attached"),
         (P.PULLING, S.DETACH_AGAIN): Edge(P.PULLING),
         (P.RETURNING, S.ATTACHED): Edge(P.CLEAN, "failed", "given-back"),
         (P.RETURNING, S.ATTACH_FAILED): Edge(P.KEEPING, "failed", "kept-in-dom0"),
+        (P.RETURNING, S.SPARE): Edge(P.DELETING, "failed", "not-attached"),
         (P.RETURNING, S.SENDER_GONE): Edge(P.STRANDED),
         (P.STRANDED, S.ATTACHED): Edge(P.KEEPING),
         (P.STRANDED, S.ATTACH_FAILED): Edge(P.KEEPING),
+        (P.STRANDED, S.SPARE): Edge(P.DELETING),
         (P.LOADED, S.UMOUNT): Edge(P.DETACHING, "accepted"),
         (P.LOADED, S.RECEIVER_GONE): Edge(P.DETACHING),
         (P.LOADED, S.UNREAD): Edge(P.PULLING),

@@ -16,7 +16,7 @@ def resume(phase: Phase, place: Place, *, sender_runs: bool, receiver_runs: bool
     """The phase to enter for a pendrive that the journal left in ``phase`` and that is now found in ``place``.
 
     What had been allowed is finished where both VMs still run; all else is undone: the sender has it again, or, when there is
-    no sender to have it, it is deleted if it had not left yet (the files are still the sender's) and kept if it had.
+    no sender to have it, it is deleted if it had not left yet, or is a document (the files are still the sender's), and else kept.
     """
     if course is Course.BACK:
         return _resume_return(phase, place, receiver_runs=receiver_runs)
@@ -44,7 +44,7 @@ def resume(phase: Phase, place: Place, *, sender_runs: bool, receiver_runs: bool
         case (P.LEAVING | P.ARRIVING), Place.NOWHERE if receiver_runs:
             return P.ARRIVING
         case _:
-            return P.RETURNING if sender_runs else P.KEEPING
+            return P.RETURNING if sender_runs else P.DELETING if course is Course.OUT else P.KEEPING
 
 
 def _resume_return(phase: Phase, place: Place, *, receiver_runs: bool) -> Phase:

@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from qfilexchg.errors import CallerError
+from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DISPOSABLE, DOM0, DOMAIN_ID_MAX, DomainId, VmName
 
 _BUSY_S = 10.0
@@ -58,7 +59,7 @@ class Kind(enum.Enum):
     """What a VM is to the exchange; the value stands in its ``qubes_vm_type`` key."""
 
     APP = "AppVM"
-    DISPOSABLE = "DisposableVM"
+    DISPOSABLE = keys.DISPOSABLE_TYPE.decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ class Vm:
     memory_mib: int
     created: datetime
     asker: VmName | None = None
-    """For whom a DisposableVM was made; None where the person made it, or while it is preloaded for whoever asks first."""
+    """For whom a DisposableVM was made; None where the person made it, or while it is preloaded for whoever asks first.
+
+    :data:`SAVED_VM` where a new savefile is tried with it.
+    """
     preloaded: bool = False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import qemu, restoring, savefile, saving
-from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NoSuchVm
+from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import NoDisposable, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import Process
 from qfilexchg.dom0.vms.restoring import Basis, Restored
@@ -39,6 +39,8 @@ class Disposables:
         self._ready: deque[tuple[Savefile, Restored]] = deque()
         self._refill = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._failure: Exception | None = None
+        """Of the last savefile that was to be made."""
         self._processes: dict[VmId, Process] = {}
 
     async def make(self, asker: RunningVm, preparing: Callable[[str], None]) -> RunningVm:
@@ -65,12 +67,12 @@ class Disposables:
         label = self._label(asker)
         made_of = await restoring.basis(self._home, self._memory_mib)
         if not self._ready:
-            require_memory(self._memory_mib)
+            require_memory(self._home, self._collection, self._memory_mib)
         while True:
             saved = await self._fresh(made_of, preparing)
             if restored := await self._claim(saved, label, asker):
                 return restored
-            require_memory(self._memory_mib)
+            require_memory(self._home, self._collection, self._memory_mib)
             try:
                 return await restoring.restore(self._home, self._collection, saved, made_of, label, asker=asker)
             except HostError:
@@ -85,27 +87,43 @@ class Disposables:
                 restoring.forget(self._home, self._collection, known.name)
 
     async def sweep(self, known: AbstractCollection[VmId]) -> None:
+        try:
+            await saving.clean_up(self._home, self._collection)
+        except (QfilexchgError, OSError) as error:
+            log.error("of a savefile that was half made something is left: %s", error)
         records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
         running = {found.vm.id.uuid: found.vm for found in records if found}
         spared = {vm.uuid for vm in known}
         for vm in self._collection.list():
-            if vm.kind is not Kind.DISPOSABLE or vm.uuid in spared:
-                continue
-            found = running.get(vm.uuid)
-            if found is None:
-                restoring.forget(self._home, self._collection, vm.name)
-            elif vm.asker or vm.preloaded:
-                log.info("%s is left over from before, and ends", vm.name)
-                await restoring.end(self._home, self._collection, found)
+            # Others are the person's, or tried out with a new savefile, and may only just begin.
+            ours = vm.preloaded or vm.asker not in {None, SAVED_VM}
+            if vm.kind is Kind.DISPOSABLE and ours and vm.uuid not in spared:
+                try:
+                    await self._end_left_over(vm, running.get(vm.uuid))
+                except (QfilexchgError, OSError) as error:
+                    log.error("%s is left over from before, and may still run: %s", vm.name, error)
+
+    async def _end_left_over(self, vm: Vm, found: RunningVm | None) -> None:
+        if found is None:
+            restoring.forget(self._home, self._collection, vm.name)
+        else:
+            log.info("%s is left over from before, and ends", vm.name)
+            await restoring.end(self._home, self._collection, found)
 
     async def keep_ready(self) -> None:
         """Keep as many VMs ready as are to be preloaded. Runs until it is cancelled; they are left to :meth:`sweep` then."""
+        said = ""
         while self._preload:
             self._refill.clear()
             try:
                 await self._fill()
+                said = ""
             except QfilexchgError as error:
-                log.warning("no DisposableVM is preloaded: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("no DisposableVM is preloaded: %s", said)
+            except Exception:  # no room on the disk, say: what is preloaded is a convenience, and must end nothing
+                log.exception("no DisposableVM is preloaded")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await self._refill.wait()
@@ -116,7 +134,7 @@ class Disposables:
         saved.check(made_of.stamp)
         await self._discard_others(saved)
         while len(self._ready) < self._preload:
-            require_memory(self._memory_mib)
+            require_memory(self._home, self._collection, self._memory_mib)
             restored = await restoring.restore(self._home, self._collection, saved, made_of, Label.RED, preloaded=True)
             self._ready.append((saved, restored))
             log.info("%s is preloaded", restored.vm.name)
@@ -124,8 +142,9 @@ class Disposables:
     async def _claim(self, saved: Savefile, label: Label, asker: VmName) -> Restored | None:
         """One that waits ready, for ``asker``: used once, and only if it was made from the savefile that is the current one."""
         await self._discard_others(saved)
-        while self._ready:
-            _, restored = self._ready.popleft()
+        while entry := next((entry for entry in self._ready if entry[0] == saved), None):
+            self._ready.remove(entry)
+            _, restored = entry
             try:
                 self._collection.claim(restored.vm.name, label, asker)
             except NoSuchVm:
@@ -137,11 +156,21 @@ class Disposables:
         return None
 
     async def _discard_others(self, saved: Savefile) -> None:
-        stale = [restored for made_from, restored in self._ready if made_from != saved]
-        self._ready = deque(entry for entry in self._ready if entry[0] == saved)
-        for restored in stale:
-            log.info("%s was preloaded from a savefile that is stale, and ends", restored.vm.name)
-            await self._end(restored)
+        """End those that were made from another savefile, and remove what is left of those that have ended."""
+        others = [entry for entry in self._ready if entry[0] != saved or not entry[1].process.running]
+        self._ready = deque(entry for entry in self._ready if entry not in others)
+        try:
+            for entry in list(others):
+                name = entry[1].vm.name
+                log.info("%s was preloaded, and has ended or its savefile is stale", name)
+                try:
+                    await self._end(entry[1])
+                except HostError as error:
+                    log.error("%s is not ended, trying again later: %s", name, error)
+                else:
+                    others.remove(entry)
+        finally:
+            self._ready.extend(others)  # who comes next ends them, also if this one is told to stop
 
     async def _end(self, restored: Restored) -> None:
         self._processes.pop(restored.vm.id, None)
@@ -158,6 +187,7 @@ class Disposables:
         except NoSavefile as error:
             why = error.why
         preparing(why)
+        failure_before = self._failure
         async with self._saving:
             saved = savefile.current(self._home)
             try:
@@ -165,8 +195,14 @@ class Disposables:
                 return saved
             except NoSavefile:
                 log.info("%s: making one", why)
+            if self._failure and self._failure is not failure_before:
+                raise self._failure
             script = saved.script.read_bytes() if saved.script.exists() else None
-            return await saving.make(self._home, self._collection, made_of, script, preparing)
+            try:
+                return await saving.make(self._home, self._collection, made_of, script, preparing)
+            except Exception as error:
+                self._failure = error
+                raise
 
     def _label(self, name: VmName) -> Label:
         try:
@@ -175,14 +211,28 @@ class Disposables:
             return Label.RED
 
 
-def require_memory(memory_mib: int) -> None:
-    """Raise :exc:`NoDisposable` if the host has not enough memory for one more VM of this size."""
+def require_memory(home: Home, collection: Collection, memory_mib: int) -> None:
+    """Raise :exc:`NoDisposable` if the host has not enough memory for one more VM of this size.
+
+    DisposableVMs share the savefile's memory until they write to it, so what those that run have not taken yet is counted too.
+    """
     with Path("/proc/meminfo").open(encoding="ascii") as file:
         fields = {line.partition(":")[0]: int(line.split()[1]) for line in file}
-    available_mib = fields["MemAvailable"] >> 10
-    if available_mib < memory_mib + _SPARE_MIB:
+    available_mib, promised_mib = fields["MemAvailable"] >> 10, _promised_mib(home, collection)
+    if available_mib - promised_mib < memory_mib + _SPARE_MIB:
         raise NoDisposable(
-            f"a DisposableVM needs {memory_mib + _SPARE_MIB} MiB of memory, and the host has {available_mib} MiB left: end a VM, or "
-            "lower disposable_memory_mb",
+            f"a DisposableVM needs {memory_mib + _SPARE_MIB} MiB of memory, and the host has {available_mib} MiB left, of which those that "
+            f"run may take {promised_mib}: end a VM, or lower disposable_memory_mb",
             word="no-memory",
         )
+
+
+def _promised_mib(home: Home, collection: Collection) -> int:
+    """What the DisposableVMs that run may still take."""
+    sizes = {vm.uuid: vm.memory_mib + _SPARE_MIB for vm in collection.list() if vm.kind is Kind.DISPOSABLE}
+    records = (qemu.record(home, domain) for domain in qemu.domains(home))
+    return sum(
+        max(0, sizes[found.vm.id.uuid] - (found.process.private_bytes() >> 20))
+        for found in records
+        if found and found.process and found.vm.id.uuid in sizes
+    )

@@ -115,5 +115,8 @@ class DisposableMaker(Protocol):
         ...
 
     async def sweep(self, known: Collection[VmId]) -> None:
-        """End every DisposableVM that is not one of ``known``, and forget it: what a daemon that died had half made."""
+        """End what a daemon that died had half made: each DisposableVM for a document, or kept ready for one, that is not of ``known``.
+
+        Those of a person's own commands are left alone. One that cannot be ended is passed over.
+        """
         ...

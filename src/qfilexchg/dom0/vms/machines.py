@@ -192,9 +192,15 @@ class Machines:
                 await self._clean_up_after(found.vm)
 
     async def down(self, say: Callable[[str], None]) -> None:
-        """End everything of this home: VMs in good order, those that do not go by force, then the daemons."""
+        """End everything of this home: VMs in good order, those that do not go by force, then the daemons.
+
+        DisposableVMs come first: what has been changed in one can go back only while the VM runs that it came from.
+        """
         with services.toolstack_lock(self._home):
-            await asyncio.gather(*(self._down(found.vm, say) for found in self.running().values()))
+            disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
+            running = [found.vm for found in self.running().values()]
+            await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name in disposables))
+            await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name not in disposables))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
             for domain in qemu.domains(self._home):
@@ -203,13 +209,10 @@ class Machines:
                 self._forget_disposable(vm.name)
 
     async def _down(self, vm: RunningVm, say: Callable[[str], None]) -> None:
-        try:
-            await self.shutdown(vm.name)
-            say(f"{vm.name} shut down")
-        except QfilexchgError:
-            await self.hypervisor.kill(vm.id)
-            say(f"{vm.name} killed")
-
-
-def _ignore(_data: bytes) -> None:
-    """For sessions whose output nobody wants."""
+        with contextlib.suppress(QfilexchgError):
+            if not await self.hypervisor.paused(vm.id):  # one that is still to be woken hears nobody
+                await self.shutdown(vm.name)
+                say(f"{vm.name} shut down")
+                return
+        await self.hypervisor.kill(vm.id)
+        say(f"{vm.name} killed")

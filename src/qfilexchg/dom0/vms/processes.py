@@ -26,13 +26,13 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (proc(5)); None where no such process runs. A zombie does not run."""
+def _start_ticks(pid: int, *, ended: bool = False) -> int | None:
+    """Field 22 of /proc/PID/stat (proc(5)); None where no such process runs. A zombie does not run, and counts with ``ended``."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") and not ended else int(fields[19])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,11 @@ class Process:
                 env=env,
             )
         child.returncode = 0  # so that the interpreter does not warn of a child that runs on
-        return cls.of(child.pid)
+        process = cls.of(child.pid)
+        if process is None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+        return process
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
@@ -81,8 +85,17 @@ class Process:
 
     def reap(self) -> None:
         """Leave no zombie, if it was a child of ours and has ended. Others are left to whoever started them."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+        if self.boot == boot_id() and _start_ticks(self.pid, ended=True) == self.start_ticks:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
+
+    def private_bytes(self) -> int:
+        """Memory that it has written to and shares with nobody; 0 when it has ended."""
+        try:
+            fields = Path(f"/proc/{self.pid}/smaps_rollup").read_text(encoding="ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return int(fields[fields.index("Private_Dirty:") + 1]) << 10
 
     def end(self, *, term_s: float, kill_s: float) -> bool:
         """Ask it to end, then kill it; whether it is gone. ``term_s`` of 0 kills at once."""
@@ -106,7 +119,10 @@ class Process:
             return
         try:
             # Compared after the opening: from now on the descriptor means this process and no later one.
-            yield pidfd if self.running else None
+            running = self.running
+            if not running:
+                self.reap()
+            yield pidfd if running else None
         finally:
             os.close(pidfd)
 
@@ -118,14 +134,17 @@ class Process:
 
     @classmethod
     def load(cls, file: Path) -> Process | None:
-        """The process that ``file`` records, if it runs still."""
+        """The process that ``file`` records, if it runs still. Of a child of ours that has ended no zombie is left."""
         try:
             with file.open("rb") as stream:
                 record = json.loads(stream.read(_RECORD_MAX))
             process = cls(int(record["pid"]), int(record["start_ticks"]), str(record["boot"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return process if process.running else None
+        if process.running:
+            return process
+        process.reap()
+        return None
 
 
 def _ends(pidfd: int, deadline_s: float) -> bool:

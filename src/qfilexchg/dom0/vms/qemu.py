@@ -188,6 +188,13 @@ class Qemu:
         async with self._session(vm, "let it run", QUERY_DEADLINE_S) as qmp:
             await qmp.execute("cont")
 
+    async def paused(self, vm: VmId) -> bool:
+        """Whether the VM waits for :meth:`resume`."""
+        async with self._session(vm, "ask whether it runs", QUERY_DEADLINE_S) as qmp:
+            status = await qmp.execute("query-status")
+            assert isinstance(status, dict)
+            return not status["running"]
+
     async def console(self, vm: VmId) -> str:
         """The end of what the VM has said on its serial console: its own text, to be shown escaped."""
         async with self._session(vm, "read the console", QUERY_DEADLINE_S) as qmp:

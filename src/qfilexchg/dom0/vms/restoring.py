@@ -39,9 +39,9 @@ class Basis:
         return savefile.stamp(self.template, self.accelerator, self.memory_mib)
 
 
-async def basis(home: Home, memory_mib: int) -> Basis:
-    """Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`."""
-    booted = template.current(home)
+async def basis(home: Home, memory_mib: int, booted: Template | None = None) -> Basis:
+    """``booted`` is the home's own template if it is not named. Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`."""
+    booted = booted or template.current(home)
     os.utime(booted.folder)  # it is in use, and so not to be pruned
     return Basis(booted, (await acceleration.choose(home, booted)).accelerator, memory_mib)
 

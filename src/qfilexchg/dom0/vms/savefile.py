@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ class Savefile:
     @property
     def made(self) -> Path:
         return self.folder / "made.json"
+
+    def sync(self) -> None:
+        """Have it on the host's disk: the memory is known to be whole by its size alone, which comes there before what it holds."""
+        for path in (self.memory, self.state, self.disk):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def record(self, stamp: Stamp) -> None:
         """Write down by what it was made, and what it is. It is complete then."""

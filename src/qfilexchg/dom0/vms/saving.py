@@ -29,7 +29,7 @@ from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import NoEntry
 
 DISK_BYTES = 64 << 30
-"""All that a DisposableVM may write. A hole on the host, until it does."""
+"""All that a DisposableVM may write. A hole on the host, until it does; and it has no name there, so what it takes df shows and du not."""
 REHEARSAL_DEADLINE_S = 600.0
 """The person's script, which has half of it, and the reading of programs, under emulation."""
 SETTLE_S = 2.0
@@ -40,6 +40,10 @@ _REHEARSED = b"rehearsed"
 _SAID_MAX = 400
 _LOCK_STEP_S = 0.1
 _SERVICE = "qubes-dvm.service"
+_STAND_S = 3.0
+"""A restored VM without a document learns by its clock that it was saved, and the clock counts whole seconds."""
+_TRIAL_DEADLINE_S = 60.0
+_TRIAL = f'for i in $(seq 200); do [ "$(hostname)" = "$1" ] && exec systemctl is-active --quiet {_SERVICE}; sleep 0.1; done; exit 1'
 
 
 class SavingFailed(HostError):
@@ -62,7 +66,7 @@ async def make(home: Home, collection: Collection, made_of: Basis, script: bytes
     another HostError; then nothing has changed, and nothing is left.
     """
     async with _turn(home, say):
-        await _clean_up(home)
+        await _clean_up(home, collection)
         saved = Savefile(home.savefiles / f".{uuid.uuid4().hex}")
         saved.folder.mkdir(mode=0o700)
         try:
@@ -70,6 +74,7 @@ async def make(home: Home, collection: Collection, made_of: Basis, script: bytes
             await _boot_and_save(home, collection, made_of, saved, script, say)
             say("trying the savefile")
             await _try(home, collection, made_of, saved)
+            await asyncio.to_thread(saved.sync)
             saved.record(made_of.stamp)
             return _publish(home, saved)
         except BaseException:
@@ -93,16 +98,29 @@ async def _turn(home: Home, say: Callable[[str], None]) -> AsyncIterator[None]:
         yield
 
 
-async def _clean_up(home: Home) -> None:
-    """Remove what somebody who was killed had half made. Nobody else is at work: the lock is ours."""
+async def clean_up(home: Home, collection: Collection) -> None:
+    """Remove what somebody who was killed had half made, unless a savefile is being made."""
+    with (home.savefiles / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        await _clean_up(home, collection)
+
+
+async def _clean_up(home: Home, collection: Collection) -> None:
+    """Nobody else is at work: the lock is ours."""
     for folder in home.savefiles.glob(".[0-9a-f]*"):
         shutil.rmtree(folder, ignore_errors=True)
+    tried = {vm.uuid: vm.name for vm in collection.list() if vm.asker == SAVED_VM}
     hypervisor = qemu.Qemu(home)
     for domain in qemu.domains(home):
         found = qemu.record(home, domain)
-        if found and found.vm.name == SAVED_VM:
+        if found and (found.vm.name == SAVED_VM or found.vm.id.uuid in tried):
             await hypervisor.kill(found.vm.id)
             await hypervisor.release(domain)
+    for name in (SAVED_VM, *tried.values()):
+        restoring.forget(home, collection, name)
 
 
 async def make_disk(path: Path) -> None:
@@ -206,14 +224,18 @@ async def _hear(store: Store, path: str, last: bytes) -> bytes:
 
 
 async def _try(home: Home, collection: Collection, made_of: Basis, saved: Savefile) -> None:
-    """Restore one DisposableVM, and see whether it lives. Raises :exc:`SavingFailed`, or what a restore raises."""
-    restored = await restoring.restore(home, collection, saved, made_of, Label.RED, preloaded=True)
+    """Restore one DisposableVM, and see whether it becomes a VM of its own. Raises :exc:`SavingFailed`, or what a restore raises."""
+    restored = await restoring.restore(home, collection, saved, made_of, Label.RED, asker=SAVED_VM)
     try:
+        await asyncio.sleep(_STAND_S)
         await restoring.wake(home, restored)
         await launch.wait_for_hello(home, restored.vm)
-        async with run.session(home, restored.vm.id.domain, ("systemctl", "is-active", "--quiet", _SERVICE), user="root") as session:
+        argv = ("sh", "-c", _TRIAL, "sh", restored.vm.name)
+        async with asyncio.timeout(_TRIAL_DEADLINE_S), run.session(home, restored.vm.id.domain, argv, user="root") as session:
             if await session.output(run.ignore, run.ignore):
-                raise SavingFailed("as one that was restored waits for no document")
+                raise SavingFailed("as one that was restored does not become itself, or waits for no document")
+    except TimeoutError:
+        raise SavingFailed(f"as one that was restored did not answer within {_TRIAL_DEADLINE_S:g} s") from None
     finally:
         await restoring.end(home, collection, restored.vm)
 
