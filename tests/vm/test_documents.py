@@ -8,6 +8,7 @@ import re
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,17 @@ XENSTORE = ("env", "XENSTORED_PATH=/dev/virtio-ports/org.qubes.xenstore")
 def opening(vm: Vm, name: str, *options: str) -> subprocess.Popen[bytes]:
     """qvm-open-in-dvm under way in a VM."""
     return vm.lab.popen("qvm-run", vm.name, "qvm-open-in-dvm", *options, name)
+
+
+@contextmanager
+def deadline(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill a process that has not said what is waited for in time."""
+    timer = threading.Timer(DEADLINE_S, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def write(vm: Vm, name: str, text: str) -> None:
@@ -287,6 +299,24 @@ class TestOriginal:
         assert "edited in disp" in work.output("sh", "-c", "cat ~/fixed.txt\\ \\(edited\\ in\\ disp*; rm ~/fixed.txt\\ *")
         assert work.output("sh", "-c", "ls -A ro; cat ro/fixed.txt; chmod 0755 ro; rm -r ro") == "fixed.txt\nappend\n"
 
+    def test_an_edit_that_waits_for_the_place_of_another_pendrive_says_so(self, lab: Lab, work: Vm, personal: Vm) -> None:
+        rule(lab, "personal work allow")
+        write(personal, "other.txt", "x")
+        assert personal.run("qvm-copy-to-vm", "work", "other.txt").returncode == 0
+        until(lambda: work.run("mountpoint", "-q", "/mnt/incoming").returncode == 0, "it is mounted")
+        write(work, "letter.txt", "append\n")
+        process = opening(work, "letter.txt")
+        assert process.stderr
+        with deadline(process):
+            assert any(b"unmount /mnt/incoming: the document waits for that" in line for line in process.stderr)
+        work.output("umount", "/mnt/incoming")
+        status, said = ended(process)
+        assert status == 0 and "edited in disp" in read(work, "letter.txt"), said
+
+    def test_other_accounts_are_told_that_their_documents_would_not_come_back(self, work: Vm) -> None:
+        done = work.run("qvm-open-in-dvm", "/etc/hostname", user="root")
+        assert done.returncode == 4 and b"only documents of the account user can come back" in done.stderr, done
+
 
 class TestIdentity:
     def test_two_from_one_savefile_are_two_vms(self, lab: Lab, work: Vm) -> None:
@@ -387,8 +417,20 @@ class TestRefused:
         vm.output(PENCTL, "new")
         lab.popen("qvm-run", vm.name, PENCTL, "send", "work", str(seq)).communicate(timeout=DEADLINE_S)
         status, said = ended(process)
-        assert status not in (0, 130), said
+        assert status == 1 and "letter.txt is as it was; what came back cannot be used: there is no document on the pendrive" in said, said
         assert read(work, "letter.txt") == "forever\n"
+        nothing_is_left(lab)
+
+    def test_a_hostile_disposablevms_return_of_another_document_replaces_nothing(self, lab: Lab, work: Vm) -> None:
+        write(work, "letter.txt", "forever\n")
+        process = opening(work, "letter.txt")
+        (vm,) = opened(lab)
+        seq = int(vm.output(*XENSTORE, "xenstore-read", "qubes_transaction_seq"))
+        send_raw(vm, header(4, b"other.txt") + b"evil", f"work {seq}")
+        status, said = ended(process)
+        assert status == 7 and "it came back under another name" in said, said
+        assert read(work, "letter.txt") == "forever\n"
+        assert work.output("sh", "-c", "cat letter.txt\\ \\(edited\\ in\\ disp*; rm letter.txt\\ \\(edited\\ in\\ disp*") == "evil"
 
 
 class TestDeaths:
@@ -526,6 +568,33 @@ class TestRestartedDaemon:
         assert ended(process)[0] == 9
         nothing_is_left(lab)
 
+    def test_while_a_disposablevm_writes_its_return(self, lab: Lab, work: Vm) -> None:
+        write(work, "letter.txt", "wait\n")
+        process = opening(work, "letter.txt")
+        (vm,) = opened(lab)
+        go(vm, "x" * 40_000_000)
+        until(lambda: f"{vm.name} → ·: giving → clean" in log(lab), "it writes")
+        restart_daemon(lab)
+        status, said = ended(process)
+        assert status == 0, said
+        assert work.output("sh", "-c", "wc -c < letter.txt; rm letter.txt") == "40000005\n"
+        nothing_is_left(lab)
+
+    def test_while_a_disposablevm_is_given_the_pendrive_for_its_return(self, lab: Lab, work: Vm) -> None:
+        write(work, "letter.txt", "wait\n")
+        process = opening(work, "letter.txt")
+        (vm,) = opened(lab)
+        own = qemu(vm)
+        go(vm, "edited\n")
+        until(lambda: f"{vm.name} → ·: creating → giving" in log(lab), "it is being attached")
+        os.kill(own.pid, signal.SIGSTOP)
+        self.kill_daemon(lab)
+        os.kill(own.pid, signal.SIGCONT)
+        lab.succeed("qfilexchg", "up")
+        status, said = ended(process)
+        assert (status, read(work, "letter.txt")) == (0, "wait\nedited\n"), said
+        nothing_is_left(lab)
+
     def test_while_a_return_waits_for_its_receiver(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "personal work allow")
         write(personal, "other.txt", "x")
@@ -635,6 +704,19 @@ class TestLimits:
         with configured(lab, "document_timeout_s = 3"):
             status, said, text = edit(work, "forever\n")
         assert (status, text) == (9, "forever\n"), said
+
+    def test_an_edit_that_dom0_makes_no_pendrive_for_is_kept_until_it_does(self, lab: Lab, work: Vm) -> None:
+        write(work, "letter.txt", "wait\n")
+        process = opening(work, "letter.txt")
+        (vm,) = opened(lab)
+        journal = ("journalctl", "--unit", "qubes-dvm", "--output", "cat", "--no-pager")
+        with configured(lab, f"pendrive_size_bytes = {1 << 20}\npendrive_max_bytes = {1 << 20}"):
+            go(vm, "x" * 2_000_000)
+            until(lambda: "is tried again: no room" in vm.output(*journal, user="root"), "it has been refused")
+        status, said = ended(process)
+        assert status == 0, said
+        assert work.output("sh", "-c", "wc -c < letter.txt; rm letter.txt") == "2000005\n"
+        nothing_is_left(lab)
 
     def test_a_host_without_the_memory_says_so_and_makes_none(self, lab: Lab, work: Vm) -> None:
         with configured(lab, f"disposable_memory_mb = {1 << 20}"):

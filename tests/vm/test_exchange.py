@@ -55,7 +55,7 @@ class TestCopy:
         source = Path(tree.__file__).read_bytes()
         done = work.run("python3", "-", "arrives", input=source)
         assert done.returncode == 0, done.stderr
-        sums = "cd \"$1\" && find . -type f -print0 | sort -z | xargs -0 sha256sum"
+        sums = 'cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum'
         times = "cd \"$1\" && find . -type f -printf '%T@ %P\\n' | sort"
         expected = work.output("sh", "-c", sums, "sh", "arrives"), work.output("sh", "-c", times, "sh", "arrives")
         with Person(lab.home.agent_socket) as person:

@@ -9,6 +9,9 @@ How it is rehearsed. While the savefile is made, dom0 attaches a pendrive with a
 what it will do with the real one, up to a program that does nothing, so that the kernel's and Python's ways are in memory. By the
 key ``device/qubes_used_mem`` dom0 is told when the disk can be taken away, and then that the VM can be saved.
 
+Then udev is stopped. A restored VM would spend half of the time until its document is open, and a tenth of its memory, on udev's waking
+up for a disk or two; those the usher names itself.
+
 From that moment until it is restored the usher touches neither the store nor anything else that would be cut in two by the saving:
 it looks at the clock, and waits for a disk.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import signal
 import socket
 import sys
@@ -30,6 +34,7 @@ from qfilexchg.guest.reading import DONE, REHEARSED, Reader, Usher
 from qfilexchg.guest.rehearsal import memory_kib
 from qfilexchg.guest.request import Exchange, fresh_id
 from qfilexchg.guest.scope import Scope
+from qfilexchg.guest.sequence import ACCOUNT
 from qfilexchg.guest.slot import KERNEL, DeviceEvents
 from qfilexchg.protocol.keys import RESTORE_COMPLETE, SAVE_REQUEST, USED_MEMORY
 from qfilexchg.protocol.qpen import Request
@@ -41,11 +46,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
-USER: Final = "user"
 GROUP: Final = "/sys/fs/cgroup/system.slice/qubes-dvm.service"
 """The control group of this service; its child ``document`` holds the programs, and tells when none of them runs any more."""
 OUTGOING, INCOMING = "xvdg", "xvdh"
 _BLOCK: Final = "/sys/block"
+_DEV: Final = "/dev"
+_UDEV: Final = ("systemd-udevd-control.socket", "systemd-udevd-kernel.socket", "systemd-udevd.service")
+_STOP_S: Final = 60.0
 STORE_S: Final = 60.0
 """Seconds to get hold of the store."""
 _LOOK_S: Final = 0.05
@@ -91,19 +98,22 @@ class _Root:
     def rehearse(self) -> None:
         """See the rehearsal through, and tell dom0 that the VM can be saved. Raises what the store raises."""
         self._say(f"rehearse {self._wait(INCOMING)}")
-        outcome = self._hear()
+        outcome = self._hear() or "the reader has ended"
         with Store.open(STORE_S) as store:
             store.write(USED_MEMORY, outcome.encode("ascii", "backslashreplace"))
         if outcome != REHEARSED:
             return
         while disk(INCOMING):
             self._wait_for_event(None)
+        run("/usr/bin/systemctl", "stop", *_UDEV, deadline_s=_STOP_S)
         with Store.open(STORE_S) as store:
             store.write(USED_MEMORY, str(memory_kib()[0]).encode("ascii"))
 
     def serve(self) -> None:
         """Become what this VM is, and let the reader have its document. Returns when the reader is done and the VM still there."""
-        while not disk(INCOMING) and identity.seconds_behind() < identity.CLOCK_STEP_S:
+        # Compared with now, as the host's clock may have been set, or have stood, since this VM was booted.
+        behind = identity.seconds_behind()
+        while not disk(INCOMING) and identity.seconds_behind() - behind < identity.CLOCK_STEP_S:
             self._wait_for_event(_LOOK_S)
         with Store.open(STORE_S) as store:
             store.read(RESTORE_COMPLETE)
@@ -116,9 +126,26 @@ class _Root:
 
     def _wait(self, name: str) -> str:
         """Wait for a disk, and give it to the user."""
-        while (node := disk(name)) is None:
+        while (node := self._give(name)) is None:
             self._wait_for_event(None)
-        os.chown(node, self._account.pw_uid, -1)
+        return node
+
+    def _give(self, name: str) -> str | None:
+        """Let the user have a disk under dom0's name for it, as udev's rules do elsewhere; its node, None while there is none."""
+        node, link = disk(name), f"{_DEV}/{name}"
+        if os.path.islink(link) and os.path.realpath(link) != node:
+            os.unlink(link)
+        if node is None:
+            return None
+        try:
+            os.chown(node, self._account.pw_uid, -1)
+        except FileNotFoundError:
+            return None  # sysfs tells of it a moment before its node is made, and after it has gone
+        try:
+            if link != node:
+                os.symlink(os.path.basename(node), link)
+        except FileExistsError:
+            pass  # it has its name, from here or, before the VM was saved, from udev
         return node
 
     def _wait_for_event(self, timeout_s: float | None) -> None:
@@ -129,7 +156,18 @@ class _Root:
         self._reader.send(words.encode())
 
     def _hear(self) -> str:
-        return self._reader.recv(256).decode()
+        """What the reader says next; empty if it has ended. Disks that come meanwhile are the user's too, for tools."""
+        poll = select.poll()
+        for descriptor in (self._events.fileno(), self._reader.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self._events.fileno() in ready:
+                self._events.clear()
+                for name in (OUTGOING, INCOMING):
+                    self._give(name)
+            if self._reader.fileno() in ready:
+                return self._reader.recv(256).decode("utf-8", "replace")
 
 
 def _is(key: str) -> bool:
@@ -141,7 +179,7 @@ def _is(key: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    account = pwd.getpwnam(USER)
+    account = pwd.getpwnam(ACCOUNT)
     programs = _document_group(account)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reader = os.fork()
@@ -160,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             root.serve()
     except (QfilexchgError, OSError) as error:
         log(str(error))
+    ours.close()  # a reader that waits for us waits no more
     return _end(reader)
 
 
@@ -185,9 +224,13 @@ def _become(account: pwd.struct_passwd) -> None:
 def _end(reader: int) -> int:
     """See to it that this VM ends: dom0 destroys it when it is asked to, else it goes by itself."""
     _, status = os.waitpid(reader, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nobody left to hand it on to
     if os.waitstatus_to_exitcode(status) != DONE:
-        with Interruption() as interruption, Store.open(STORE_S) as store:
-            Exchange(store, interruption).carry_out(Request("killme", why="failed", request_id=fresh_id()))
+        try:
+            with Interruption() as interruption, Store.open(STORE_S) as store:
+                Exchange(store, interruption).carry_out(Request("killme", why="failed", request_id=fresh_id()))
+        except (QfilexchgError, OSError) as error:
+            log(str(error))
     time.sleep(_DESTROYED_S)
     run("/usr/bin/systemctl", "poweroff", deadline_s=_POWER_OFF_S)
     return 0

@@ -13,7 +13,6 @@ import fcntl
 import mmap
 import os
 import stat
-from hashlib import blake2b
 
 from qfilexchg.errors import HostError
 from qfilexchg.guest.copying import write_failed
@@ -25,6 +24,7 @@ from qfilexchg.protocol.dvm_header import HEADER_BYTES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from hashlib import blake2b
     from typing import Final, Protocol
 
     from qfilexchg.protocol.dvm_header import Header
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         """See :class:`qfilexchg.guest.interruption.Interruption`."""
 
         def check(self) -> None: ...
+else:
+    from _blake2 import blake2b  # what hashlib would give us, without OpenSSL: that costs more than all else here
 
 
 CHUNK_BYTES: Final = 1 << 20

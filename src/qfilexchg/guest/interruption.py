@@ -63,6 +63,10 @@ class Interruption:
         """Heed no signal from here on: the clean-up begins."""
         self._heeding = False
 
+    def unshield(self) -> None:
+        """Heed signals again, and one that came meanwhile: there was nothing to clean up."""
+        self._heeding = True
+
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = select.POLLIN) -> bool:
         """Wait until a descriptor shows one of ``events`` or an error; False after ``timeout_s`` seconds. Raises :exc:`Cancelled`."""
         self.check()

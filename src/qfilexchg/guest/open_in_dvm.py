@@ -34,7 +34,7 @@ from qfilexchg.guest.outgoing import Outgoing
 from qfilexchg.guest.progress import Progress, printable, size
 from qfilexchg.guest.request import Exchange, fresh_id
 from qfilexchg.guest.sequence import BESIDE, FAILED, REPLACED, Original
-from qfilexchg.guest.slot import DEVICE_S, OUTGOING
+from qfilexchg.guest.slot import DEVICE_S, INCOMING, OUTGOING
 from qfilexchg.protocol import dvm_header
 from qfilexchg.protocol.keys import document as document_key
 from qfilexchg.protocol.qpen import Request
@@ -62,7 +62,7 @@ Opens a document in a new DisposableVM, which has nothing of this VM but a copy 
 DisposableVM is destroyed. If it was changed it comes back and replaces FILE whole; if FILE was changed here meanwhile, it is put
 beside it as "FILE (edited in dispN)". Ctrl-C destroys the DisposableVM and leaves FILE as it is; closing the terminal does not.
 
-  --view-only   nothing comes back, whatever is done to the document there
+  --view-only   nothing comes back, whatever is done to the document there; other accounts than user need this
   --no-wait     end as soon as the DisposableVM has the document; it comes back all the same
   --help        show this
   --            what follows is a file, even if it begins with a dash
@@ -77,14 +77,13 @@ Exit status:
     6  this VM already has an outgoing pendrive
     7  changed, but the changes are beside FILE or elsewhere; the message says where and why
     8  no program in the DisposableVM opens such a document
-    9  the DisposableVM ended before the document was closed
+    9  the DisposableVM ended, and nothing comes back; the message says why
   130  cancelled
 """
 
 _COMMAND: Final = "qvm-open-in-dvm"
 _SETTLE_S: Final = 2.0
 """Seconds that udev is given to forget a pendrive which has just left."""
-_ROOT: Final = 0
 
 LOOK_S: Final = 0.1
 """Seconds between two looks at what the pendrive script has written: one system call each."""
@@ -97,8 +96,9 @@ STORE_S: Final = 1.0
 """Seconds for one attempt to get hold of the store. Ctrl-C is not heeded meanwhile."""
 SILENCE_S: Final = 60.0
 """Seconds without a word of dom0 after which it is taken to be absent."""
-ARRIVAL_S: Final = 120.0
-"""Seconds for a pendrive that is in this VM to be read, and the document to be in its place."""
+ARRIVAL_S: Final = 60.0
+"""Seconds for a pendrive to appear that dom0 says is in this VM, and for word of the document once it is gone. While it is here the
+document has all the time that it needs."""
 
 
 class NoWord(HostError):
@@ -117,7 +117,7 @@ class NoWord(HostError):
 
 
 class NotPlaced(HostError):
-    """The changed document is on a pendrive in this VM, and nothing is heard of it."""
+    """The changed document came on a pendrive, which is not here any more, and nothing was heard of it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -125,8 +125,8 @@ class NotPlaced(HostError):
 
     def __str__(self) -> str:
         return (
-            f"{printable(self.name)} came back changed, and was not in its place within {ARRIVAL_S:.0f} s: it is on the pendrive; "
-            "see why with: journalctl --unit 'qubes-pendrive@*'"
+            f"{printable(self.name)} came back changed, and where it was put was not heard: look at it, beside it and in your home, and "
+            "see what was done with: journalctl --unit 'qubes-pendrive@*'"
         )
 
 
@@ -215,7 +215,7 @@ class Document:
                 progress.begin(status.st_size, 1)
                 digest = document.write(device, self.name, source, status.st_size, progress, interruption)
                 progress.file_done()
-                return Original(self.path, status.st_size, digest, status.st_mode & 0o777, sequence.this_boot())
+                return Original(self.path, self.name, status.st_size, digest, status.st_mode & 0o777, sequence.this_boot())
             except Changed:
                 if last:
                     raise
@@ -226,12 +226,18 @@ class Document:
 
 
 class Opening:
-    """A document on its way into a DisposableVM, and the watch until it is closed there. ``clock`` counts seconds."""
+    """A document on its way into a DisposableVM, and the watch until it is closed there.
 
-    def __init__(self, found: Document, book: Book, progress: Progress, *, view_only: bool, clock: Callable[[], float]) -> None:
+    ``incoming`` is where it comes back to; ``clock`` counts seconds.
+    """
+
+    def __init__(
+        self, found: Document, book: Book, progress: Progress, incoming: Slot, *, view_only: bool, clock: Callable[[], float]
+    ) -> None:
         self._document = found
         self._book = book
         self._progress = progress
+        self._incoming = incoming
         self._view_only = view_only
         self._clock = clock
         self._began_at = clock()
@@ -259,12 +265,14 @@ class Opening:
         except BaseException as error:
             interruption.shield()
             self._progress.state("Giving the pendrive back…")
-            if outgoing.give_back():
+            if not outgoing.give_back():
+                self._book.forget(self.seq)
+                if isinstance(error, NoRoom):
+                    raise TooLarge(error.needed_bytes, error.limit_bytes) from error
+                raise
+            if isinstance(error, Cancelled):
                 return False
-            self._book.forget(self.seq)
-            if isinstance(error, NoRoom):
-                raise TooLarge(error.needed_bytes, error.limit_bytes) from error
-            raise
+            interruption.unshield()  # word of it was late, no more
         self._tell_handed_over()
         return True
 
@@ -292,8 +300,11 @@ class Opening:
         while True:
             if (outcome := self._outcome()) and self._arrived(outcome, told):
                 return
-            if outcome is None and deadline_s is not None and self._clock() >= deadline_s:
-                raise NotPlaced(self._document.name)
+            if outcome is None and deadline_s is not None:
+                if self._incoming.present():
+                    deadline_s = self._clock() + ARRIVAL_S
+                elif self._clock() >= deadline_s:
+                    raise NotPlaced(self._document.name)
             if deadline_s is None and self._clock() >= ask_at:
                 stage, why = self._stage(open_store)
                 now = self._clock()
@@ -357,6 +368,8 @@ class Opening:
                 self._say(f"open in {stage.vm}")
             case "returning":
                 self._say("changed; on its way back")
+                if self._incoming.mounted():
+                    self._say(f"unmount {self._incoming.folder}: the document waits for that")
             case "returned":
                 self._progress.state("It is here; being put in its place…")
             case "unchanged":
@@ -393,14 +406,14 @@ def _ending(name: str, why: str) -> QfilexchgError:
     return Ended(name, why)
 
 
-def main(arguments: Sequence[str] | None = None, slot: Slot = OUTGOING) -> int:
+def main(arguments: Sequence[str] | None = None, slot: Slot = OUTGOING, incoming: Slot = INCOMING) -> int:
     progress = Progress(sys.stderr)
     try:
         order = parse(sys.argv[1:] if arguments is None else arguments)
         if order is None:
             sys.stdout.write(HELP)
             return DONE
-        _carry_out(order, slot, progress)
+        _carry_out(order, slot, incoming, progress)
         return DONE
     except QfilexchgError as error:
         progress.say(f"{_COMMAND}: {error}")
@@ -410,13 +423,15 @@ def main(arguments: Sequence[str] | None = None, slot: Slot = OUTGOING) -> int:
         return BROKEN
 
 
-def _carry_out(order: Order, slot: Slot, progress: Progress) -> None:
-    if os.getuid() == _ROOT and not order.view_only:
-        raise CannotBeHeld("root's documents cannot come back: run this as the user whose document it is, or use --view-only")
+def _carry_out(order: Order, slot: Slot, incoming: Slot, progress: Progress) -> None:
+    if not order.view_only and not sequence.comes_back():
+        raise CannotBeHeld(
+            f"only documents of the account {sequence.ACCOUNT} can come back: run this as {sequence.ACCOUNT}, or use --view-only"
+        )
     found = Document(order.file)
     book = sequence.book_in(sequence.home())
     book.tidy(sequence.this_boot(), time.time())
-    opening = Opening(found, book, progress, view_only=order.view_only, clock=time.monotonic)
+    opening = Opening(found, book, progress, incoming, view_only=order.view_only, clock=time.monotonic)
     with Interruption() as interruption:
         with Store.open() as store:
             progress.state("Asking dom0 for a pendrive…")

@@ -133,7 +133,7 @@ class NoProgram(CallerError):
 
 
 class Ended(HostError):
-    """The DisposableVM ended before its document was closed. ``why`` is dom0's word."""
+    """The DisposableVM ended, and nothing comes back. ``why`` is dom0's word."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(name, why)
@@ -141,13 +141,15 @@ class Ended(HostError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{printable(self.name)} is as it was: {_ENDINGS.get(self.why, 'its DisposableVM ended')}; what was changed is lost"
+        return (
+            f"{printable(self.name)} is as it was: {_ENDINGS.get(self.why, 'its DisposableVM ended, and what was changed in it is lost')}"
+        )
 
 
 _ENDINGS = {
-    "killed": "its DisposableVM was ended before the document was closed",
-    "bad-document": "its DisposableVM did not understand what it was sent",
-    "failed": "something failed in its DisposableVM",
+    "killed": "its DisposableVM was ended before the document was closed, and what was changed is lost",
+    "bad-document": "its DisposableVM did not understand what it was sent, and has not opened it",
+    "failed": "something failed in its DisposableVM, and what may have been changed there is lost",
 }
 
 _MEANINGS = {

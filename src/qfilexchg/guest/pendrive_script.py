@@ -15,7 +15,7 @@ import sys
 from qfilexchg.errors import HostError, QfilexchgError
 from qfilexchg.guest.interruption import Cancelled, Interruption
 from qfilexchg.guest.outcome import DONE, Usage, exit_status
-from qfilexchg.guest.request import Exchange, fresh_id
+from qfilexchg.guest.request import Exchange, fresh_id, pauses
 from qfilexchg.guest.slot import INCOMING
 from qfilexchg.protocol.keys import BLOCK_SOURCE, TRANSACTION_SEQ
 from qfilexchg.protocol.names import BadName, VmName
@@ -25,15 +25,13 @@ from qfilexchg.xenstore.errors import NoEntry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from qfilexchg.guest.returning import Returning
     from qfilexchg.guest.slot import Disk, Slot
 
 _COMMAND: Final = "qubes_add_pendrive_script"
-PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds between two attempts to have the pendrive taken away; the last one for ever. Most failures are a disk in use."""
 SEQ_DIGITS_MAX: Final = 10
 """Digits of a sequence number (protocol/qpen.py)."""
 STORE_S: Final = 60.0
@@ -63,12 +61,13 @@ class Arrival:
         disk = self._slot.disk()
         if disk:
             self._receive(disk)
-        pauses = _pauses()
+        pauses_s = pauses()
         while disk and disk == self._slot.disk():
             disk.wait_unmounted(self._interruption)
             if disk != self._slot.disk() or self._taken_away():
                 return
-            self._slot.wait(self._interruption, present=False, deadline_s=next(pauses))
+            # Most failures are a disk in use.
+            self._slot.wait(self._interruption, present=False, deadline_s=next(pauses_s))
 
     def _receive(self, disk: Disk) -> None:
         try:
@@ -76,11 +75,11 @@ class Arrival:
                 sender = VmName.parse(store.read(BLOCK_SOURCE).decode("ascii", "replace"))
                 seq = _seq(store.read(TRANSACTION_SEQ))
         except (NoEntry, BadName):
-            self._log("a pendrive arrived, and dom0 does not say from where; it goes back")
+            self._log("a pendrive arrived, and dom0 does not say from where; it is deleted")
             return
         self._log(f"a pendrive arrived from {sender}")
         if seq is None:
-            self._log("it returns a document that nobody here sent; it goes back")
+            self._log("it returns a document that nobody here sent; it is deleted")
         elif seq:
             self._take_back(disk, self._returning(self._slot.device, sender, seq))
         elif not self._slot.mounted():
@@ -91,13 +90,13 @@ class Arrival:
             self._slot.mount()
             self._log(f"it is in {self._slot.folder}; unmount it when you are done with it")
         except HostError as error:
-            self._log(f"it cannot be used, and goes back: {error}")
+            self._log(f"it cannot be used, and is deleted: {error}")
 
     def _take_back(self, disk: Disk, returning: Returning) -> None:
         """Returns when the document has its place, or the pendrive is gone."""
-        pauses = _pauses()
+        pauses_s = pauses()
         while disk == self._slot.disk() and not returning.attempt():
-            self._slot.wait(self._interruption, present=False, deadline_s=next(pauses))
+            self._slot.wait(self._interruption, present=False, deadline_s=next(pauses_s))
 
     def _taken_away(self) -> bool:
         try:
@@ -133,8 +132,7 @@ def _returning(interruption: Interruption) -> Callable[[str, VmName, int], Retur
         from qfilexchg.guest.returning import Returning
 
         home = sequence.home()
-        folders = (home, "/tmp")  # noqa: S108 - the last resort; nothing is opened there that exists
-        return Returning(device, sender, seq, sequence.book_in(home), folders, interruption.check, _log)
+        return Returning(device, sender, seq, sequence.book_in(home), (home,), interruption.check, _log)
 
     return make
 
@@ -142,12 +140,6 @@ def _returning(interruption: Interruption) -> Callable[[str, VmName, int], Retur
 def _seq(data: bytes) -> int | None:
     """The sequence number that dom0 wrote, 0 for a plain copy; None if it is no number."""
     return int(data) if data.isdigit() and len(data) <= SEQ_DIGITS_MAX else None
-
-
-def _pauses() -> Iterator[float]:
-    yield from PAUSES_S
-    while True:
-        yield PAUSES_S[-1]
 
 
 def _log(text: str) -> None:

@@ -16,8 +16,7 @@ import stat
 from qfilexchg.errors import HostError
 from qfilexchg.guest import document
 from qfilexchg.guest.progress import printable
-from qfilexchg.guest.sequence import BESIDE, REPLACED, Outcome
-from qfilexchg.protocol.dvm_header import FILE_NAME_MAX
+from qfilexchg.guest.sequence import BESIDE, REPLACED, Outcome, named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +33,10 @@ NAMES_MAX: Final = 1000
 """Names that are tried in one folder. Stops a folder full of them from costing more than the next best one."""
 
 _CHANGED: Final = "it was changed here meanwhile"
+_OTHER_NAME: Final = "it came back under another name"
+_ACL: Final = "system.posix_acl_access"
+_NO_ACL: Final = (errno.ENODATA, errno.EOPNOTSUPP)
+"""What a file without an access list answers, or one on a filesystem that has none."""
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What filesystems without hard links answer."""
 _LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -66,7 +69,7 @@ class Placing:
         self._checkpoint = checkpoint
         self._folder, self._name = os.path.split(original.path)
         self._source = source
-        self._part = _named(self._name, f".dvm-{seq}", prefix=".")
+        self._seq = seq
 
     def place(self, other_folders: Sequence[str]) -> Outcome:
         """Put it into its place, beside the original, or into the first of ``other_folders`` that can be written.
@@ -85,10 +88,11 @@ class Placing:
 
     def _place_in(self, folder: str, why: str) -> Outcome:
         """``why`` is the reason for which it may not go into its own folder; empty if this is its own."""
-        part = os.path.join(folder, self._part)
+        part = self._original.part(folder, self._seq)
         _remove(part)
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            _remove_acl(file)
             digest = document.copy_body(self._device, self._header, file, lambda _: self._checkpoint())
             if not why:
                 why = self._replace(part, file, digest)
@@ -114,10 +118,13 @@ class Placing:
                 return "it is no file any more"
             known = status.st_size in (self._original.size_bytes, self._header.size_bytes)
             now = document.digest_of(current, self._checkpoint) if known else b""
-            if now == digest:
-                return ""  # an earlier attempt did it
+            if now == digest:  # an earlier attempt did it
+                _sync(self._folder)
+                return ""
             if not known or now != self._original.digest:
                 return _CHANGED
+            if self._header.name != self._original.name:
+                return _OTHER_NAME
             if why := _dress(file, current, status):
                 return why
         except OSError as error:
@@ -137,13 +144,12 @@ class Placing:
     def _publish(self, part: str, folder: str, digest: bytes) -> str:
         """Give ``part`` a name that nothing else has; its path."""
         for number in range(1, NAMES_MAX + 1):
-            path = os.path.join(folder, _named(self._name, f" (edited in {self._source}){f' {number}' if number > 1 else ''}"))
+            path = os.path.join(folder, named(self._name, f" (edited in {self._source}){f' {number}' if number > 1 else ''}"))
             try:
                 _link(part, path)
             except FileExistsError:
-                if self._holds(path, digest):
-                    return path  # an earlier attempt did it
-                continue
+                if not self._holds(path, digest):
+                    continue  # else an earlier attempt did it
             _sync(folder)
             return path
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -164,17 +170,6 @@ class Placing:
             os.close(file)
 
 
-def _named(name: str, suffix: str, prefix: str = "") -> str:
-    """A file name made from ``name``, which is cut where the whole would be too long for a filesystem."""
-    text = os.fsencode(name)
-    room = FILE_NAME_MAX - len(prefix.encode()) - len(suffix.encode())
-    if len(text) > room:
-        while room and text[room] & 0xC0 == 0x80:  # not within a character
-            room -= 1
-        text = text[:room]
-    return prefix + os.fsdecode(text) + suffix
-
-
 def _absence(error: OSError) -> str:
     """Why the original cannot be looked at."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -185,7 +180,7 @@ def _absence(error: OSError) -> str:
 
 
 def _dress(file: int, original: int, status: os.stat_result) -> str:
-    """Give ``file`` the owner, mode and attributes of ``original``; why that may not be, or an empty text.
+    """Give ``file``, which has no access list, the owner, rights and attributes of ``original``; why that may not be, or an empty text.
 
     No bit but those of access: another VM wrote the content, so it must not run with anybody's rights. Attributes are kept as
     far as the filesystem lets us.
@@ -194,16 +189,38 @@ def _dress(file: int, original: int, status: os.stat_result) -> str:
     try:
         if (new.st_uid, new.st_gid) != (status.st_uid, status.st_gid):
             os.fchown(file, status.st_uid, status.st_gid)
+        # Before the mode: with a list, its bits for the group are a limit, and say nothing of what the group may.
+        if acl := _acl(original):
+            os.setxattr(file, _ACL, acl)
         if stat.S_IMODE(new.st_mode) != status.st_mode & 0o777:
             os.fchmod(file, status.st_mode & 0o777)
     except OSError as error:
-        return f"its owner and mode cannot be kept ({error.strerror})"
+        return f"its owner and rights cannot be kept ({error.strerror})"
     for name in _try(os.listxattr, original) or ():
-        if name.startswith("user.") or name == "system.posix_acl_access":
+        if name.startswith("user."):
             value = _try(os.getxattr, original, name)
             if value is not None:
                 _try(os.setxattr, file, name, value)
     return ""
+
+
+def _acl(file: int) -> bytes:
+    """The access list of ``file``, empty where it has none (acl(5))."""
+    try:
+        return os.getxattr(file, _ACL)
+    except OSError as error:
+        if error.errno not in _NO_ACL:
+            raise
+        return b""
+
+
+def _remove_acl(file: int) -> None:
+    """Take away what a new file has inherited of its folder: other rights than the mode says, as soon as that has any for a group."""
+    try:
+        os.removexattr(file, _ACL)
+    except OSError as error:
+        if error.errno not in _NO_ACL:
+            raise
 
 
 def _is_still(path: str, then: os.stat_result) -> bool:

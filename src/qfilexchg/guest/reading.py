@@ -4,24 +4,30 @@
 background, or hand the document to another that it has started. What the savefile's own script had left running counts too, as the
 program may hand over to that. "Changed" means another digest, so neither the time of an edit nor its size matters.
 
+What was changed is nowhere else, so its return is tried again and again, until dom0 has it or says no. Nothing that fails on the way,
+here or there, is a reason to end the VM.
+
 A sender may have put anything on the pendrive. What reads it runs as the person's user, in a VM that is destroyed afterwards.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
-from qfilexchg.errors import QfilexchgError, VmError
+from qfilexchg.errors import HostError, QfilexchgError, VmError
 from qfilexchg.guest import document, rehearsal
 from qfilexchg.guest.applications import Databases
 from qfilexchg.guest.interruption import Cancelled
+from qfilexchg.guest.outcome import Refused
 from qfilexchg.guest.outgoing import Outgoing
-from qfilexchg.guest.request import Exchange, fresh_id
+from qfilexchg.guest.request import Exchange, fresh_id, pauses
 from qfilexchg.guest.scope import CannotRun, Scope, reap
 from qfilexchg.protocol.keys import BLOCK_SOURCE, TRANSACTION_SEQ, VIEW_ONLY
 from qfilexchg.protocol.names import VmName
 from qfilexchg.protocol.qpen import Request
+from qfilexchg.xenstore.errors import StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,12 +36,19 @@ if TYPE_CHECKING:
     from typing import Final
 
     from qfilexchg.guest.interruption import Interruption
+    from qfilexchg.protocol.qpen import Reply
     from qfilexchg.xenstore.blocking import Store
 
 FOLDER: Final = "/tmp"  # noqa: S108  the VM has one user and one document
 REHEARSED: Final = "rehearsed"
 DONE, NOT_DONE = 0, 1
 """Exit statuses: dom0 knows that the VM can end; or it does not."""
+_ARRIVING: Final = "arriving"
+"""dom0's word for a pendrive that is here, of which it does not know that yet."""
+_NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""What opening answers if there is something else, or nothing, in a file's place."""
+_SOON_S: Final = (0.1, 0.2, 0.5)
+"""Seconds after which dom0 is asked again to take the pendrive away, at first: most often it only has to catch up."""
 
 
 class Usher:
@@ -53,9 +66,15 @@ class Usher:
         self._connection.send(text.encode())
 
     def outgoing(self) -> str:
-        """The disk that dom0 has attached, for the user to write on."""
-        self._connection.send(b"outgoing")
-        return self._connection.recv(256).decode()
+        """The disk that dom0 has attached, for the user to write on. Raises :exc:`Broken` if the usher has ended."""
+        try:
+            self._connection.send(b"outgoing")
+            device = self._connection.recv(256).decode()
+        except ConnectionError:
+            device = ""
+        if not device:
+            raise Broken("failed", "the root process of this VM has ended, and nothing can leave without it")
+        return device
 
 
 class Broken(VmError):
@@ -144,16 +163,53 @@ class Reader:
             self._scope.start(program.argv, program.folder)
         except CannotRun as error:
             raise Broken("no-program", str(error)) from error
-        # dom0 need not keep the pendrive while the document is open.
-        self._ask(Request("umount", request_id=fresh_id()))
+        self._wait_until_closed()
+        return "unchanged" if order.view_only else self._give_back(path, before, order)
+
+    def _wait_until_closed(self) -> None:
+        """Return when nothing that has to do with the document runs any more. From then on no signal is heeded: an edit may be at stake.
+
+        dom0 need not keep the pendrive while the document is open. It must know that the document is here, though, before it is told
+        anything else of it.
+        """
+        pauses_s = pauses(*_SOON_S)
+        why_not = _ARRIVING
         try:
-            self._scope.wait_until_empty(self._interruption)
+            why_not = self._take_away()
+            while not self._scope.wait_until_empty(self._interruption, next(pauses_s) if why_not else None):
+                why_not = self._take_away()
         except Cancelled:
             self._log("the VM is to end: the document counts as closed")
-        if order.view_only or not os.path.lexists(path) or self._digest(path) == before:
-            return "unchanged"
-        self._return(path, order)
-        return "failed"
+        self._interruption.shield()
+        while why_not == _ARRIVING:
+            self._interruption.wait((), next(pauses_s))
+            why_not = self._take_away()
+
+    def _take_away(self) -> str:
+        """Have the pendrive taken away; empty if it is, else why not."""
+        try:
+            reply = self._ask(Request("umount", request_id=fresh_id()))
+        except (HostError, StoreError) as error:
+            self._log(str(error))
+            return "no answer"
+        gone = reply.state == "detached" or reply.detail == "no-pendrive"
+        return "" if gone else reply.detail or reply.state
+
+    def _give_back(self, path: str, before: bytes, order: Order) -> str:
+        """Return the document if it changed; why the VM can end. Raises :exc:`Broken` and Refused: it cannot be returned, ever."""
+        pauses_s = pauses()
+        while True:
+            try:
+                if self._digest(path) == before:
+                    return "unchanged"
+                self._return(path, order)
+                return "failed"  # dom0 said that it has it, and was to destroy this VM before
+            except (Broken, Refused):
+                raise
+            except (QfilexchgError, OSError) as error:
+                self._log(f"the document could not be returned, and that is tried again: {error}")
+            self._clear()
+            self._interruption.wait((), next(pauses_s))
 
     def _take_in(self, device: str) -> tuple[str, bytes]:
         """Copy the document into its folder; its path and digest. Raises :exc:`Broken`."""
@@ -172,15 +228,25 @@ class Reader:
             os.close(descriptor)
 
     def _return(self, path: str, order: Order) -> None:
-        """Put the document on a pendrive and send it; returns only if dom0 does not take it."""
+        """Put the document on a pendrive and send it: with that dom0 destroys this VM."""
         source = _open(path)
-        size_bytes = os.fstat(source).st_size
-        with self._open_store() as store:
-            outgoing = Outgoing(Exchange(store, self._interruption))
-            outgoing.get(document.pendrive_bytes(size_bytes))
-            disk = self._usher.outgoing()
-            document.write(disk, os.path.basename(path), source, size_bytes, _NoProgress(), self._interruption)
-            outgoing.send(order.asker, order.seq)
+        try:
+            size_bytes = os.fstat(source).st_size
+            with self._open_store() as store:
+                outgoing = Outgoing(Exchange(store, self._interruption))
+                outgoing.get(document.pendrive_bytes(size_bytes))
+                disk = self._usher.outgoing()
+                document.write(disk, os.path.basename(path), source, size_bytes, _NoProgress(), self._interruption)
+                outgoing.send(order.asker, order.seq)
+        finally:
+            os.close(source)
+
+    def _clear(self) -> None:
+        """Give back the outgoing pendrive, if there is any, whoever has asked for it: the next attempt needs its place."""
+        try:
+            self._ask(Request("cancel", request_id=fresh_id()))
+        except (HostError, StoreError) as error:
+            self._log(str(error))
 
     def _digest(self, path: str) -> bytes:
         descriptor = _open(path)
@@ -208,9 +274,9 @@ class Reader:
             return str(error)
         return REHEARSED if unchanged else "the document of the rehearsal has changed"
 
-    def _ask(self, request: Request) -> None:
+    def _ask(self, request: Request) -> Reply:
         with self._open_store() as store:
-            Exchange(store, self._interruption).carry_out(request)
+            return Exchange(store, self._interruption).carry_out(request)
 
 
 def _create(folder: str, name: str) -> tuple[str, int]:
@@ -228,7 +294,12 @@ def _create(folder: str, name: str) -> tuple[str, int]:
 
 def _open(path: str) -> int:
     """Raises :exc:`Broken` for what is no file any more."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise Broken("failed", f"the document is no file any more ({error.strerror})") from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Broken("failed", "the document has become something else than a file")

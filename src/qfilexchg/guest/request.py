@@ -22,7 +22,7 @@ from qfilexchg.xenstore.errors import Again, NoEntry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Final, Protocol
 
     class Store(Protocol):
@@ -47,6 +47,8 @@ REPEAT_S: Final = 5.0
 """Seconds of silence after which a request is written again."""
 GIVE_UP_S: Final = 60.0
 """Seconds of silence after which dom0 is taken to be absent. Leaves time for a restart of qfilexchgd on a busy host."""
+PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Seconds between two attempts at what must succeed one day; the last one for ever."""
 
 
 class NoAnswer(HostError):
@@ -63,6 +65,14 @@ class NoAnswer(HostError):
 def fresh_id() -> str:
     """An id that no other request of this VM has had."""
     return os.urandom(8).hex()
+
+
+def pauses(*first_s: float) -> Iterator[float]:
+    """Seconds to wait after each attempt: ``first_s``, and then :data:`PAUSES_S`."""
+    yield from first_s
+    yield from PAUSES_S
+    while True:
+        yield PAUSES_S[-1]
 
 
 def ignore_state(_reply: Reply) -> None:

@@ -43,26 +43,29 @@ class Returning:
         self._other_folders = other_folders
         self._checkpoint = checkpoint
         self._log = log
+        self._placed: Outcome | None = None
+        """What an attempt has come to that could not be noted."""
 
     def attempt(self) -> bool:
-        """Whether there is nothing more to do with the pendrive. If not, try again later: there is no place for the document now.
+        """Whether there is nothing more to do with the pendrive. If not, try again later: there is no place for the document now, or
+        nobody could know which place it has.
 
         Raises what the checkpoint raises.
         """
         try:
             original = self._book.original(self._seq)
             if original is None:
-                self._log("it returns a document that nobody here waits for; it goes back")
+                self._log("it returns a document that nobody here waits for; it is deleted")
                 return True
             outcome = self._book.outcome(self._seq)
         except OSError as error:
             self._log(f"what is known of the document cannot be read ({error.strerror}); trying again")
             return False
         if outcome is None or not outcome.final:
-            outcome = self._place(original)
-        self._conclude(outcome)
+            outcome = self._placed or self._place(original)
+        concluded = self._concluded(outcome)
         self._log(_sentence(outcome, original))
-        return outcome.final
+        return concluded
 
     def _place(self, original: Original) -> Outcome:
         try:
@@ -78,14 +81,19 @@ class Returning:
         except (DocumentUnreadable, NoPlace) as error:
             return Outcome(FAILED, why=str(error))
 
-    def _conclude(self, outcome: Outcome) -> None:
+    def _concluded(self, outcome: Outcome) -> bool:
+        """Tell whoever waits; whether the pendrive can go."""
         try:
             self._book.conclude(self._seq, outcome)
         except OSError as error:
             self._log(f"the outcome cannot be noted ({error.strerror})")
+            if outcome.word == BESIDE:
+                self._placed = outcome
+                return False
             if outcome.final:
-                # The document has its place; the pendrive need not wait for whoever wants to hear of it.
+                # It is where everybody looks for it; the pendrive need not wait for whoever wants to hear of it.
                 self._forget()
+        return outcome.final
 
     def _forget(self) -> None:
         try:

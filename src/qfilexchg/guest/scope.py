@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from qfilexchg.errors import HostError
 
@@ -84,14 +85,19 @@ class Scope:
         finally:
             os._exit(_CANNOT_RUN)
 
-    def wait_until_empty(self, waiter: Waiter) -> None:
-        """Return when nothing runs in the group any more. Raises what the wait raises."""
+    def wait_until_empty(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
+        """Wait until nothing runs in the group any more; False after ``timeout_s`` seconds. Raises what the wait raises."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
         with open(f"{self._folder}/cgroup.events", "rb", buffering=0) as events:
             while b"populated 1" in events.read(256):
+                left_s = _LOOK_AGAIN_S if end_s is None else end_s - time.monotonic()
+                if left_s <= 0:
+                    return False
                 # A change shows as an exceptional condition.
-                waiter.wait((events.fileno(),), _LOOK_AGAIN_S, select.POLLPRI)
+                waiter.wait((events.fileno(),), left_s, select.POLLPRI)
                 reap()
                 events.seek(0)
+        return True
 
 
 def reap() -> None:

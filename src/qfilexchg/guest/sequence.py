@@ -17,6 +17,7 @@ import sys
 
 from qfilexchg.errors import HostError
 from qfilexchg.guest.document import DIGEST_BYTES
+from qfilexchg.protocol.dvm_header import FILE_NAME_MAX
 from qfilexchg.protocol.qpen import SEQ_MAX
 
 TYPE_CHECKING = False
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
         def wait(self, descriptors: Sequence[int], timeout_s: float) -> bool: ...
 
 
+ACCOUNT: Final = "user"
+"""The one account whose documents come back: the services of a VM that deal with documents run as this
+(packaging/vm/qubes-pendrive@.service)."""
 FOLDER: Final = ".dvm"
 LOCK_S: Final = 10.0
 """Seconds that others may hold ``seq``; each holds it for the time of one write."""
@@ -63,11 +67,13 @@ class BookLocked(HostError):
 class Original:
     """A document as it was sent. ``digest`` is empty where it is not known: then nothing is known to be the same."""
 
-    __slots__ = ("boot", "digest", "mode", "path", "size_bytes")
+    __slots__ = ("boot", "digest", "mode", "name", "path", "size_bytes")
 
-    def __init__(self, path: str, size_bytes: int, digest: bytes, mode: int, boot: str = "") -> None:
+    def __init__(self, path: str, name: str, size_bytes: int, digest: bytes, mode: int, boot: str = "") -> None:
         self.path: Final = path
         """Absolute, without symbolic links."""
+        self.name: Final = name
+        """As it was sent, which is that of the link where one led to it. It comes back under this name."""
         self.size_bytes: Final = size_bytes
         self.digest: Final = digest
         self.mode: Final = mode
@@ -76,7 +82,9 @@ class Original:
 
     def encode(self) -> bytes:
         """As it stands in ``SEQ.original``, beside the path."""
-        return f"size={self.size_bytes}\ndigest={self.digest.hex()}\nmode={self.mode:o}\nboot={self.boot}\n".encode("ascii")
+        name = self.name.encode().hex()
+        lines = f"name={name}\nsize={self.size_bytes}\ndigest={self.digest.hex()}\nmode={self.mode:o}\nboot={self.boot}\n"
+        return lines.encode("ascii")
 
     @classmethod
     def parse(cls, path: bytes, data: bytes | None) -> Original | None:
@@ -88,12 +96,16 @@ class Original:
         values = dict(line.split("=", 1) for line in lines if "=" in line)
         try:
             size_bytes, mode = int(values["size"]), int(values["mode"], 8) & 0o777
-            digest = bytes.fromhex(values["digest"])
+            digest, name = bytes.fromhex(values["digest"]), bytes.fromhex(values["name"]).decode()
             if len(digest) == DIGEST_BYTES:
-                return cls(os.fsdecode(path), size_bytes, digest, mode, values.get("boot", ""))
+                return cls(os.fsdecode(path), name, size_bytes, digest, mode, values.get("boot", ""))
         except (KeyError, ValueError):
             pass
-        return cls(os.fsdecode(path), 0, b"", 0o600)
+        return cls(os.fsdecode(path), "", 0, b"", 0o600)
+
+    def part(self, folder: str, seq: int) -> str:
+        """The hidden file in ``folder`` that the document is written to before it has its place. The same for each attempt."""
+        return os.path.join(folder, named(os.path.basename(self.path), f".dvm-{seq}", prefix="."))
 
 
 class Outcome:
@@ -213,7 +225,17 @@ class Book:
         elif kind == "original":
             original = self.original(int(number))
             if original is None or original.boot != boot:
+                if original:
+                    self._remove_parts(original, int(number))
                 self.forget(int(number))
+
+    def _remove_parts(self, original: Original, seq: int) -> None:
+        """What a VM that was killed while the document came back has left of it."""
+        for folder in (os.path.dirname(original.path), os.path.dirname(self._folder)):
+            try:  # noqa: SIM105 - contextlib is dear to import
+                os.unlink(original.part(folder, seq))
+            except OSError:
+                pass
 
     def _lock(self, file: int, waiter: Waiter) -> None:
         for _ in range(round(LOCK_S / _LOCK_PAUSE_S)):
@@ -261,6 +283,25 @@ class Book:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def named(name: str, suffix: str, prefix: str = "") -> str:
+    """A file name made from ``name``, which is cut where the whole would be too long for a filesystem."""
+    text = os.fsencode(name)
+    room = FILE_NAME_MAX - len(prefix.encode()) - len(suffix.encode())
+    if len(text) > room:
+        while room and text[room] & 0xC0 == 0x80:  # not within a character
+            room -= 1
+        text = text[:room]
+    return prefix + os.fsdecode(text) + suffix
+
+
+def comes_back() -> bool:
+    """Whether a document that this process sends can come back: whether it is of the :data:`ACCOUNT`."""
+    try:
+        return pwd.getpwnam(ACCOUNT).pw_uid == os.getuid()
+    except KeyError:
+        return False
 
 
 def home() -> str:

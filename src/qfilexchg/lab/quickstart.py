@@ -28,6 +28,8 @@ BIN = Path(__file__).resolve().parents[3] / "bin"
 SENDER, RECEIVER = "work", "personal"
 EDITOR = Path(__file__).with_name("editor")
 """What the demonstration's DisposableVMs are prepared with."""
+TREE, DOCUMENT = "qx-tree", "qx-contract.txt"
+"""What is made in the sender's home. With --keep that is a person's, where nothing is likely to have these names."""
 RULE_FILE = "50-quickstart.policy"
 DEADLINE_S = 900
 """Of any one command. The first build of the template is the longest."""
@@ -109,12 +111,12 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
         start(tour, {SENDER, RECEIVER} - set(machines.running()))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
-        tour.run("qvm-run", SENDER, "rm", "-rf", "qx-tree")
+        tour.run("qvm-run", SENDER, "rm", "-rf", TREE)
         source = Path(__file__).with_name("tree.py").read_bytes()
-        files, size_bytes = map(int, tour.output("qvm-run", SENDER, "python3", "-", "qx-tree", stdin=source).split())
+        files, size_bytes = map(int, tour.output("qvm-run", SENDER, "python3", "-", TREE, stdin=source).split())
         print(f"{files} files, {size_bytes / (1 << 20):.1f} MiB")
-    sums = checksums(tour, SENDER, "qx-tree")
-    copy = ("qvm-run", SENDER, "qvm-copy-to-vm", RECEIVER, "qx-tree")
+    sums = checksums(tour, SENDER, TREE)
+    copy = ("qvm-run", SENDER, "qvm-copy-to-vm", RECEIVER, TREE)
     if rule:
         print(f"\n--yes: this rule lets the files go without a question (in {home.policy / RULE_FILE}):\n    {SENDER} {RECEIVER} allow")
         (home.policy / RULE_FILE).write_text(f"# Written by ./quickstart --yes\n{SENDER} {RECEIVER} allow\n", encoding="utf-8")
@@ -126,7 +128,7 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
     with tour.step(f"Verify every file in {RECEIVER}, and eject the pendrive"):
         wait = f"for i in $(seq {MOUNT_DEADLINE_S * 5}); do mountpoint -q /mnt/incoming && exit; sleep 0.2; done; exit 1"
         tour.output("qvm-run", RECEIVER, "sh", "-c", wait)
-        received = checksums(tour, RECEIVER, "/mnt/incoming/qx-tree")
+        received = checksums(tour, RECEIVER, f"/mnt/incoming/{TREE}")
         if received != sums:
             wrong = sorted(set(sums.items()) ^ set(received.items()))
             raise StepFailed(f"{len(wrong)} files differ, the first is {wrong[0][0]!a}")
@@ -146,10 +148,10 @@ def show_document(tour: Tour, home: Home) -> None:
         tour.run("qvm-create-default-dvm", "--default-template", str(EDITOR))
         tour.made_savefile = True
     with tour.step(f"Open a document of {SENDER} in a DisposableVM, and have the edit back"):
-        tour.output("qvm-run", SENDER, "tee", "contract.txt", stdin=b"We sell you the Eiffel Tower.\n")
-        tour.run("qvm-run", SENDER, "qvm-open-in-dvm", "contract.txt")
-        tour.run("qvm-run", SENDER, "cat", "contract.txt")
-        if "Read and approved in disp" not in tour.output("qvm-run", SENDER, "cat", "contract.txt"):
+        tour.output("qvm-run", SENDER, "tee", DOCUMENT, stdin=b"We sell you the Eiffel Tower.\n")
+        tour.run("qvm-run", SENDER, "qvm-open-in-dvm", DOCUMENT)
+        tour.run("qvm-run", SENDER, "cat", DOCUMENT)
+        if "Read and approved in disp" not in tour.output("qvm-run", SENDER, "cat", DOCUMENT):
             raise StepFailed("the edit is not in the document")
         tour.run("qvm-ls")
 

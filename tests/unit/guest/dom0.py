@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ STEP_S = 0.1
 AT_SENDER = frozenset(("clean", "asking", "queued"))
 
 
+class Destroyed(BaseException):
+    """The VM is gone, in the midst of whatever it did."""
+
+
 class Dom0:
     """A store with one VM, and a daemon that knows of one outgoing pendrive and one incoming."""
 
@@ -40,6 +45,9 @@ class Dom0:
         self.verdict = "allow"
         self.maximum_bytes = 1 << 40
         self.detach_failures = 0
+        self.arriving = 0  # requests to take the incoming pendrive away that come too early
+        self.disposable = False  # whether the VM is one, with a document
+        self.return_failures: list[str] = []  # what becomes of its first attempts to return the document
         self.cancel_at: int | None = None
         self.checkpoints = 0
         self.story: list[tuple[float, str | Callable[[], None]]] = []
@@ -133,9 +141,12 @@ class Dom0:
     def shield(self) -> None:
         self._heeding = False
 
+    def unshield(self) -> None:
+        self._heeding = True
+
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = 0) -> bool:
         self.check()
-        end = self.now + max(0.0, timeout_s)
+        end = max(self.now + timeout_s, math.nextafter(self.now, math.inf))  # every wait takes time, be it ever so little
         while not (self._events and descriptors):
             if not self._timeline or self._timeline[0][0] > end:
                 self.now = end
@@ -177,6 +188,9 @@ class Dom0:
             self._answer(request.request_id, "failed", self.pendrive if self.pendrive != "none" else "no-pendrive")
             return
         self._pending = request.request_id
+        if self.disposable:
+            self._return(request)
+            return
 
         def leave() -> None:
             self._move("leaving", "accepted", then=back if self.verdict == "bounce" else arrive)
@@ -202,6 +216,18 @@ class Dom0:
                     leave()
 
         self._move("asking", "asking", then=decide, after_s=3)
+
+    def _return(self, request: Request) -> None:
+        if self.verdict == "deny":
+            self._move("clean", "denied")
+        elif self.return_failures:
+            self._move("clean", "failed", self.return_failures.pop(0))
+        else:
+            self.delivered.append(f"{request.target} {request.seq}")
+            self._move("withdrawing", "accepted", then=self._destroy)
+
+    def _destroy(self) -> None:
+        raise Destroyed
 
     def _tell_story(self, seq: int) -> None:
         self.documents.add(seq)
@@ -232,6 +258,9 @@ class Dom0:
     def _umount(self, request: Request) -> None:
         if self.incoming == "none":
             self._answer(request.request_id, "failed", "no-pendrive")
+        elif self.arriving:
+            self.arriving -= 1
+            self._answer(request.request_id, "failed", "arriving")
         elif self.detach_failures:
             self.detach_failures -= 1
             self._answer(request.request_id, "failed", "not-detached")
@@ -243,7 +272,11 @@ class Dom0:
         self._answer(request.request_id, "accepted", f"outgoing={self.pendrive} incoming={self.incoming}")
 
     def _killme(self, request: Request) -> None:
-        self._answer(request.request_id, "denied")
+        if not self.disposable:
+            self._answer(request.request_id, "denied")
+            return
+        self._answer(request.request_id, "accepted")
+        self.later(self._destroy)
 
     def _move(
         self, phase: str, state: State | None, detail: str = "", then: Callable[[], None] | None = None, after_s: float = STEP_S

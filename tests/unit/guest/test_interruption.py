@@ -53,6 +53,15 @@ def test_the_clean_up_heeds_no_signal() -> None:
         assert interruption.wanted
 
 
+def test_where_nothing_was_to_be_cleaned_up_a_signal_that_came_meanwhile_is_heeded() -> None:
+    with Interruption() as interruption:
+        interruption.shield()
+        os.kill(os.getpid(), signal.SIGINT)
+        interruption.unshield()
+        with pytest.raises(Cancelled):
+            interruption.wait((), 30)
+
+
 def test_what_was_there_before_is_there_after() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     descriptors = os.listdir("/proc/self/fd")

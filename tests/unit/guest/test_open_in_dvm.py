@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,33 @@ import pytest
 from qfilexchg.guest import document, open_in_dvm, sequence
 from qfilexchg.guest.open_in_dvm import HELP, main, parse
 from qfilexchg.guest.outcome import Usage
+from qfilexchg.guest.outgoing import Outgoing
+from qfilexchg.guest.request import NoAnswer
 from qfilexchg.guest.sequence import BESIDE, FAILED, REFUSED, REPLACED, Book, Outcome
 from qfilexchg.protocol import dvm_header
 from qfilexchg.protocol.dvm_header import HEADER_BYTES
+from qfilexchg.protocol.qpen import Request
 from qfilexchg.xenstore.blocking import Store
 from qfilexchg.xenstore.errors import StoreLost
 from tests.unit.guest.dom0 import Dom0, OutgoingDisk
 
 BODY = b"the document"
+
+
+class Incoming:
+    """The slot that documents come back to."""
+
+    folder = "/mnt/incoming"
+
+    def __init__(self) -> None:
+        self.disk = False
+        self.is_mounted = False
+
+    def present(self) -> bool:
+        return self.disk
+
+    def mounted(self) -> bool:
+        return self.is_mounted
 
 
 class Vm:
@@ -31,6 +51,7 @@ class Vm:
     def __init__(self, dom0: Dom0, top: Path) -> None:
         self.dom0 = dom0
         self.slot = OutgoingDisk(dom0, top / "xvdg")
+        self.incoming = Incoming()
         self.home = top / "home"
         self.home.mkdir()
         self.file = self.home / "report.pdf"
@@ -52,7 +73,11 @@ class Vm:
         return self.dom0
 
     def run(self, *words: str | Path) -> int:
-        return main([str(word) for word in words or (self.file,)], self.slot)  # type: ignore[arg-type]
+        return main([str(word) for word in words or (self.file,)], self.slot, self.incoming)  # type: ignore[arg-type]
+
+    def arrive(self, here: bool) -> Callable[[], None]:
+        """The pendrive that the document comes back on is here, or not any more."""
+        return lambda: setattr(self.incoming, "disk", here)
 
     def conclude(self, word: str, path: str = "", why: str = "", seq: int = 1) -> Callable[[], None]:
         """What the pendrive script does when the document is here."""
@@ -87,7 +112,7 @@ def vm_in(dom0: Dom0, top: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
     ignore = SimpleNamespace(SIGHUP=signal.SIGHUP, SIG_IGN=signal.SIG_IGN, signal=lambda *which: vm.ignored.append(which))
     monkeypatch.setattr(open_in_dvm, "signal", ignore)
     monkeypatch.setattr(sequence, "home", lambda: str(vm.home))
-    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setattr(pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=os.getuid()))
     return vm
 
 
@@ -128,7 +153,7 @@ class TestTheFile:
         assert vm.sent() == ("link.pdf", BODY)
         noted = vm.book.original(1)
         assert noted
-        assert noted.path == str(vm.file)
+        assert (noted.path, noted.name) == (str(vm.file), "link.pdf")
 
     @pytest.mark.parametrize(
         ("make", "why"),
@@ -169,10 +194,14 @@ class TestTheFile:
         assert vm.run("--no-wait", vm.file) == 4
         assert (vm.dom0.pendrive, vm.dom0.delivered, vm.noted()) == ("none", [], set())
 
-    def test_roots_document_could_not_come_back(self, vm: Vm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr(os, "getuid", lambda: 0)
+    @pytest.mark.parametrize("account", [SimpleNamespace(pw_uid=4711), None], ids=["another's", "of a VM without the account"])
+    def test_one_that_could_not_come_back_is_not_sent(
+        self, vm: Vm, monkeypatch: pytest.MonkeyPatch, account: SimpleNamespace | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(pwd, "getpwnam", lambda name: {"user": account}[name] if account else {}[name])
         assert vm.run() == 4
-        assert "run this as the user whose document it is, or use --view-only" in capsys.readouterr().err
+        assert "only documents of the account user can come back: run this as user, or use --view-only" in capsys.readouterr().err
+        assert vm.dom0.taken == []
         assert vm.run("--view-only", "--no-wait", vm.file) == 0
 
 
@@ -201,7 +230,8 @@ class TestDelivery:
         assert vm.slot.calls == []
         noted = vm.book.original(1)
         assert noted
-        assert (noted.path, noted.size_bytes, noted.mode, noted.boot) == (str(vm.file), 12, 0o640, sequence.this_boot())
+        assert (noted.path, noted.name, noted.size_bytes, noted.mode) == (str(vm.file), "report.pdf", 12, 0o640)
+        assert noted.boot == sequence.this_boot()
         assert vm.noted() == {"1", "1.original"}
 
     def test_one_that_is_only_looked_at_cannot_come_back(self, vm: Vm) -> None:
@@ -243,6 +273,32 @@ class TestDelivery:
         os.unlink(vm.slot.device)
         assert vm.run() == 1
         assert (vm.dom0.pendrive, vm.noted()) == ("none", set())
+
+    @pytest.mark.parametrize("lost", ["the answer", "the store"])
+    def test_one_that_was_delivered_after_all_is_watched(self, vm: Vm, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+        send = Outgoing.send
+
+        def send_and_fail(outgoing: Outgoing, *arguments: object, **options: object) -> None:
+            outgoing._unsure = Request("send", seq=1, request_id="x1")
+            outgoing._exchange.carry_out(outgoing._unsure)
+            raise NoAnswer(60) if lost == "the answer" else StoreLost("it is away")
+
+        monkeypatch.setattr(Outgoing, "send", send_and_fail)
+        vm.dom0.story = [(1, "open disp3"), (60, "unchanged disp3")]
+        assert vm.run() == 0
+        assert [request.verb for request in vm.dom0.taken] == ["new", "send", "cancel"]
+        monkeypatch.setattr(Outgoing, "send", send)
+
+    def test_one_that_was_delivered_after_all_can_still_be_stopped(self, vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+        def send_and_fail(outgoing: Outgoing, *_: object, **__: object) -> None:
+            outgoing._unsure = Request("send", seq=1, request_id="x1")
+            outgoing._exchange.carry_out(outgoing._unsure)
+            raise NoAnswer(60)
+
+        monkeypatch.setattr(Outgoing, "send", send_and_fail)
+        vm.dom0.story = [(1, "open disp3"), (10, lambda: setattr(vm.dom0, "cancel_at", vm.dom0.checkpoints + 1))]
+        assert vm.run() == 130
+        assert vm.dom0.taken[-1].verb == "forget"
 
     def test_a_store_that_is_away_is_an_error(self, vm: Vm) -> None:
         vm.store_lost = True
@@ -335,18 +391,40 @@ class TestWatching:
         assert vm.run() == 0
         assert capsys.readouterr().err.count("the disk is full") == 1
 
-    def test_one_that_is_here_and_of_which_nothing_is_heard_is_told(self, vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_while_its_pendrive_is_here_one_has_all_the_time_that_it_needs(self, vm: Vm) -> None:
+        vm.dom0.story = [
+            (1, "returned disp3"),
+            (30, vm.arrive(True)),
+            (7200, vm.conclude(REPLACED, str(vm.file))),
+            (7201, vm.arrive(False)),
+        ]
+        assert vm.run() == 0
+
+    @pytest.mark.parametrize("came", [False, True])
+    def test_one_whose_pendrive_is_gone_and_of_which_nothing_is_heard_is_told(
+        self, vm: Vm, came: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         vm.dom0.story = [(1, "returned disp3")]
+        if came:
+            vm.dom0.story += [(2, vm.arrive(True)), (1000, vm.arrive(False))]
         assert vm.run() == 1
-        assert "was not in its place within 120 s" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "report.pdf came back changed, and where it was put was not heard: look at it, beside it and in your home" in told
+        assert vm.dom0.now == pytest.approx(1000 + 3.3 + 60 + (1000 if came else 1), abs=3)
         assert vm.noted() == {"1", "1.original"}
+
+    def test_one_that_waits_for_the_place_of_another_pendrive_is_told(self, vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+        vm.incoming.disk = vm.incoming.is_mounted = True
+        vm.dom0.story = [(1, "returning disp3"), (60, "returned disp3"), (61, vm.conclude(REPLACED, str(vm.file)))]
+        assert vm.run() == 0
+        assert "unmount /mnt/incoming: the document waits for that" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("why", "status", "message"),
         [
-            ("killed", 9, "its DisposableVM was ended before the document was closed"),
-            ("failed", 9, "something failed in its DisposableVM"),
-            ("bad-document", 9, "did not understand what it was sent"),
+            ("killed", 9, "its DisposableVM was ended before the document was closed, and what was changed is lost\n"),
+            ("failed", 9, "something failed in its DisposableVM, and what may have been changed there is lost\n"),
+            ("bad-document", 9, "did not understand what it was sent, and has not opened it\n"),
             ("no-program", 8, "no program in the DisposableVM opens report.pdf"),
             ("kept-in-dom0", 7, "they are in dom0, on a pendrive"),
         ],

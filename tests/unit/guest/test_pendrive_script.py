@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
-from qfilexchg.guest import pendrive_script, sequence
+from qfilexchg.guest import document, pendrive_script, sequence
 from qfilexchg.guest.interruption import Cancelled
 from qfilexchg.guest.pendrive_script import Arrival, main
 from qfilexchg.guest.programs import ProgramFailed
@@ -112,7 +114,7 @@ def test_one_that_cannot_be_mounted_is_sent_away_at_once(dom0: Dom0, slot: Incom
     slot.mount_error = error
     logged = serve(dom0, slot)
     assert dom0.incoming == "none"
-    assert logged[1] == f"it cannot be used, and goes back: {error}"
+    assert logged[1] == f"it cannot be used, and is deleted: {error}"
 
 
 @pytest.mark.parametrize("seq", [b"", b"nonsense", b"-1", b"1 2", b"12345678901", "٣".encode()])
@@ -171,13 +173,34 @@ class TestDocuments:
         (tmp_path / "a.txt").write_bytes(b"before")
         book = sequence.book_in(str(tmp_path))
         book.take(dom0)
-        book.note(7, Original(str(tmp_path / "a.txt"), 6, blake2b(b"before", digest_size=32).digest(), 0o600))
+        book.note(7, Original(str(tmp_path / "a.txt"), "a.txt", 6, blake2b(b"before", digest_size=32).digest(), 0o600))
         slot.device = str(tmp_path / "xvdh")
         Path(slot.device).write_bytes(dvm_header.encode("a.txt", 5) + b"after" + bytes(1 << 12))
         assert main(["xvdh"], slot) == 0  # type: ignore[arg-type]
         assert (tmp_path / "a.txt").read_bytes() == b"after"
         assert dom0.incoming == "none"
         assert f"{tmp_path}/a.txt now has the changes" in capsys.readouterr().err
+
+    def test_the_real_one_knows_no_place_that_does_not_last(
+        self, dom0: Dom0, slot: IncomingSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*_: object) -> bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(sequence, "home", lambda: str(tmp_path))
+        monkeypatch.setattr(Store, "open", lambda _: dom0)
+        monkeypatch.setattr(pendrive_script, "Interruption", lambda: dom0)
+        monkeypatch.setattr(document, "copy_body", full)
+        book = sequence.book_in(str(tmp_path))
+        book.take(dom0)
+        book.note(7, Original("/nonexistent/a.txt", "a.txt", 6, bytes(32), 0o600))
+        slot.device = str(tmp_path / "xvdh")
+        Path(slot.device).write_bytes(dvm_header.encode("a.txt", 5) + b"after" + bytes(1 << 12))
+        dom0.cancel_at = 3
+        assert main(["xvdh"], slot) == 0  # type: ignore[arg-type]
+        assert dom0.incoming == "loaded"
+        tried = f"/nonexistent (No such file or directory), {tmp_path} (No space left on device); it stays on its pendrive"
+        assert tried in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", [None, b"", b"-o", b"a b", b"\xff"])
@@ -188,7 +211,7 @@ def test_one_without_a_proper_sender_is_not_mounted(dom0: Dom0, slot: IncomingSl
     logged = serve(dom0, slot)
     assert slot.log == ["free"]
     assert dom0.incoming == "none"
-    assert logged == ["a pendrive arrived, and dom0 does not say from where; it goes back"]
+    assert logged == ["a pendrive arrived, and dom0 does not say from where; it is deleted"]
 
 
 def test_one_that_an_earlier_run_mounted_is_not_mounted_again(dom0: Dom0, slot: IncomingSlot) -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import struct
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -52,15 +53,16 @@ class Home:
         self.logged: list[str] = []
 
     def original(self) -> Original:
-        return Original(str(self.file), len(SENT), blake2b(SENT, digest_size=document.DIGEST_BYTES).digest(), 0o640, "now")
+        digest = blake2b(SENT, digest_size=document.DIGEST_BYTES).digest()
+        return Original(str(self.file), self.file.name, len(SENT), digest, 0o640, "now")
 
-    def load(self, body: bytes) -> None:
-        """Put ``body`` on the pendrive as the DisposableVM does."""
+    def load(self, body: bytes, name: str | None = None) -> None:
+        """Put ``body`` on the pendrive as the DisposableVM does, under the name that was sent or another."""
         self.device.write_bytes(bytes(4 << 20))
         source = self.top / "source"
         source.write_bytes(body)
         descriptor = os.open(source, os.O_RDONLY)
-        document.write(str(self.device), "report.pdf", descriptor, len(body), Progress(io.StringIO()), Dom0())
+        document.write(str(self.device), name or self.file.name, descriptor, len(body), Progress(io.StringIO()), Dom0())
         os.close(descriptor)
 
     def returning(self, source: VmName = DISP3, checkpoint: Callable[[], None] = lambda: None) -> Returning:
@@ -128,7 +130,7 @@ class TestReplacing:
 
     @pytest.mark.parametrize("call", ["listxattr", "getxattr", "setxattr"])
     def test_attributes_that_cannot_be_kept_do_not_stop_it(self, home: Home, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-        monkeypatch.setattr(os, "listxattr", lambda _: ["user.note", "security.capability", "system.posix_acl_access"])
+        monkeypatch.setattr(os, "listxattr", lambda _: ["user.note", "security.capability"])
         monkeypatch.setattr(os, "getxattr", lambda *_: b"")
         monkeypatch.setattr(os, "setxattr", lambda *_: None)
         monkeypatch.setattr(os, call, failing(errno.ENOTSUP))
@@ -223,7 +225,7 @@ class TestBeside:
                 pytest.skip("only root has files of others")
             os.chown(home.file, 1234, 1235)
         monkeypatch.setattr(os, call, failing(errno.EPERM))
-        assert home.attempt().why == "its owner and mode cannot be kept (Operation not permitted)"
+        assert home.attempt().why == "its owner and rights cannot be kept (Operation not permitted)"
 
     def test_so_is_one_that_must_not_be_replaced(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         rename = os.rename
@@ -317,6 +319,72 @@ def failing_once(call: Callable[..., object], code: int, folder: str) -> Callabl
     return maybe
 
 
+ACL_OF_FOLDER = "system.posix_acl_default"
+ACL = "system.posix_acl_access"
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """An access list of (tag, rights, id) as the kernel takes it (linux/posix_acl_xattr.h)."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF
+LIST = acl((1, 6, NOBODY), (2, 6, 4711), (4, 0, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY))
+"""The owner and the user 4711 may read and write, its group and others may not."""
+
+
+class TestRights:
+    @pytest.fixture(autouse=True)
+    def _lists(self, home: Home) -> None:
+        """Files that are made in the document's folder inherit an access list."""
+        try:
+            os.setxattr(home.folder, ACL_OF_FOLDER, LIST)
+        except OSError:
+            pytest.skip("this filesystem has no access lists")
+
+    def rights(self, path: str | Path) -> tuple[int, bytes]:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        try:
+            return mode, os.getxattr(path, ACL)
+        except OSError:
+            return mode, b""
+
+    def test_a_replaced_file_gets_none_that_the_original_had_not(self, home: Home) -> None:
+        home.file.chmod(0o660)
+        assert self.rights(home.file) == (0o660, b"")
+        assert home.attempt().word == REPLACED
+        assert self.rights(home.file) == (0o660, b"")
+
+    def test_nor_does_one_beside_it(self, home: Home) -> None:
+        edit(home)
+        assert self.rights(home.attempt().path) == (0o640, b"")
+
+    def test_a_list_of_its_own_is_kept(self, home: Home) -> None:
+        os.setxattr(home.file, ACL, LIST)
+        assert self.rights(home.file) == (0o660, LIST)
+        home.attempt()
+        assert self.rights(home.file) == (0o660, LIST)
+
+    @pytest.mark.parametrize("call", ["getxattr", "setxattr"])
+    def test_one_whose_list_cannot_be_kept_is_left_alone(self, home: Home, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+        os.setxattr(home.file, ACL, LIST)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(errno.EPERM))
+            assert home.attempt().why == "its owner and rights cannot be kept (Operation not permitted)"
+        assert home.file.read_bytes() == SENT
+
+    def test_a_folder_whose_list_cannot_be_taken_away_is_none_to_write_to(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        removexattr = os.removexattr
+
+        def refuse(file: int, name: str) -> None:
+            if os.readlink(f"/proc/self/fd/{file}").startswith(f"{home.folder}/"):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            removexattr(file, name)
+
+        monkeypatch.setattr(os, "removexattr", refuse)
+        assert home.attempt().path == str(home.home / "report.pdf (edited in disp3)")
+
+
 class TestElsewhere:
     @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
     def test_a_folder_that_cannot_be_written_leaves_the_home(self, home: Home, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
@@ -345,7 +413,8 @@ class TestElsewhere:
         real = getattr(os, call)
 
         def full(file: int, *rest: object) -> object:
-            if os.path.dirname(os.readlink(f"/proc/self/fd/{file}")) in (str(home.folder), str(home.home)):
+            is_file = stat.S_ISREG(os.fstat(file).st_mode)
+            if is_file and os.path.dirname(os.readlink(f"/proc/self/fd/{file}")) in (str(home.folder), str(home.home)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(file, *rest)
 
@@ -402,10 +471,12 @@ class TestThePendrive:
         home.attempt()
         assert home.names() == {"report.pdf"}
 
-    def test_the_name_on_it_does_not_matter(self, home: Home) -> None:
-        home.device.write_bytes(encode("passwd", 4) + b"body" + bytes(508))
-        assert home.attempt() == Outcome(REPLACED, str(home.file))
-        assert home.file.read_bytes() == b"body"
+    def test_one_with_another_name_may_be_another_document_and_replaces_nothing(self, home: Home) -> None:
+        home.load(CHANGED, "passwd")
+        beside = home.folder / "report.pdf (edited in disp3)"
+        assert home.attempt() == Outcome(BESIDE, str(beside), "it came back under another name")
+        assert (home.file.read_bytes(), beside.read_bytes()) == (SENT, CHANGED)
+        assert home.names() == {"report.pdf", beside.name}
 
     def test_one_that_cannot_be_read_is_tried_again(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
@@ -420,7 +491,7 @@ class TestTheBook:
         assert home.returning().attempt() is True
         assert home.file.read_bytes() == SENT
         assert home.names() == {"report.pdf"}
-        assert home.logged == ["it returns a document that nobody here waits for; it goes back"]
+        assert home.logged == ["it returns a document that nobody here waits for; it is deleted"]
 
     def test_a_book_that_cannot_be_read_is_tried_again(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(home.book, "original", failing(errno.EIO))
@@ -432,6 +503,21 @@ class TestTheBook:
         assert home.returning().attempt() is True
         assert home.file.read_bytes() == CHANGED
         assert home.book.original(SEQ) is None
+
+    def test_one_beside_the_original_is_not_let_go_before_its_place_is_noted(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        edit(home)
+        beside = home.folder / "report.pdf (edited in disp3)"
+        returning = home.returning()
+        with monkeypatch.context() as patch:
+            patch.setattr(home.book, "conclude", failing(errno.ENOSPC))
+            assert [returning.attempt(), returning.attempt()] == [False, False]
+            assert home.book.original(SEQ)
+            assert home.returning().attempt() is False, "a script that was started again finds what it has done"
+            patch.setattr(document, "copy_body", failing(errno.ENOSPC))
+            assert returning.attempt() is False
+        assert returning.attempt() is True
+        assert home.book.outcome(SEQ) == Outcome(BESIDE, str(beside), "it was changed here meanwhile")
+        assert home.names() == {"report.pdf", beside.name}
 
     def test_nor_does_a_book_that_cannot_be_written_at_all(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(home.book, "conclude", failing(errno.EROFS))
@@ -459,6 +545,26 @@ class TestTheBook:
 
 
 class TestBreakingOff:
+    @pytest.mark.parametrize("change", [None, edit])
+    def test_what_an_earlier_attempt_has_done_is_on_the_disk_before_the_pendrive_goes(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, change: Callable[[Home], None] | None
+    ) -> None:
+        if change:
+            change(home)
+        home.attempt()
+        home.book.drop_outcome(SEQ)
+        home.book.note(SEQ, home.original())
+        synced: list[str] = []
+        fsync = os.fsync
+
+        def note(file: int) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{file}"))
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", note)
+        home.attempt()
+        assert str(home.folder) in synced
+
     def test_a_signal_leaves_everything_as_it_was(self, home: Home) -> None:
         for checkpoint in range(1, 100):
             dom0 = Dom0()

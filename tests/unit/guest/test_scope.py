@@ -70,7 +70,16 @@ class Waiter:
 
 class TestEmpty:
     def test_an_empty_group_is_not_waited_for(self, group: Path) -> None:
-        Scope(str(group)).wait_until_empty(Waiter(group))
+        assert Scope(str(group)).wait_until_empty(Waiter(group))
+
+    def test_one_that_is_not_empty_in_time_is_said_not_to_be(self, group: Path) -> None:
+        (group / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+        waiter = Waiter(group, *["populated 1\nfrozen 0\n"] * 10_000)
+        assert not Scope(str(group)).wait_until_empty(waiter, 0)
+        assert len(waiter.steps) == 10_000
+        assert not Scope(str(group)).wait_until_empty(waiter, 0.01)
+        waiter.steps = ["populated 0\nfrozen 0\n"]
+        assert Scope(str(group)).wait_until_empty(waiter, 10)
 
     def test_it_is_looked_at_again_whenever_it_changes(self, group: Path) -> None:
         (group / "cgroup.events").write_text("populated 1\nfrozen 0\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import pwd
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +35,7 @@ def book(folder: Path) -> Book:
 
 
 def original(path: str = "/home/user/a b.txt", boot: str = "now") -> Original:
-    return Original(path, 5, DIGEST, 0o640, boot)
+    return Original(path, "b 写\n.txt", 5, DIGEST, 0o640, boot)
 
 
 class TestNumbers:
@@ -101,7 +103,8 @@ class TestDocuments:
         book.note(7, original(path))
         known = book.original(7)
         assert known
-        assert (known.path, known.size_bytes, known.digest, known.mode, known.boot) == (path, 5, DIGEST, 0o640, "now")
+        assert (known.path, known.name) == (path, "b 写\n.txt")
+        assert (known.size_bytes, known.digest, known.mode, known.boot) == (5, DIGEST, 0o640, "now")
         assert (folder / "7").read_bytes() == os.fsencode(path) + b"\0"
         assert {file.name for file in folder.iterdir()} == {"seq", "7", "7.original"}
 
@@ -124,7 +127,16 @@ class TestDocuments:
 
     @pytest.mark.parametrize(
         "data",
-        [None, b"", b"size=1\nmode=600\n", b"size=x\nmode=600\ndigest=" + DIGEST.hex().encode(), b"size=1\nmode=600\ndigest=00", b"\xff=="],
+        [
+            None,
+            b"",
+            b"name=61\nsize=1\nmode=600\n",
+            b"name=61\nsize=x\nmode=600\ndigest=" + DIGEST.hex().encode(),
+            b"name=61\nsize=1\nmode=600\ndigest=00",
+            b"size=1\nmode=600\ndigest=" + DIGEST.hex().encode(),
+            b"name=ff\nsize=1\nmode=600\ndigest=" + DIGEST.hex().encode(),
+            b"\xff==",
+        ],
     )
     def test_one_of_which_only_the_path_is_known_is_never_the_same(self, book: Book, folder: Path, data: bytes | None) -> None:
         (folder / "7").write_bytes(b"/a\0left over")
@@ -135,7 +147,7 @@ class TestDocuments:
         assert (known.path, known.digest) == ("/a", b"")
 
     def test_rights_beyond_access_are_not_remembered(self, book: Book) -> None:
-        book.note(7, Original("/a", 1, DIGEST, 0o6755))
+        book.note(7, Original("/a", "a", 1, DIGEST, 0o6755))
         known = book.original(7)
         assert known
         assert known.mode == 0o755
@@ -203,6 +215,20 @@ class TestTidying:
         book.tidy("now", self.age(folder))
         assert self.names(folder) == {"3", "3.original", "6", "notes", "x.outcome", "٣.outcome", "7.txt", ".original"}
 
+    def test_what_a_killed_vm_has_left_of_a_return_goes_with_it(self, book: Book, folder: Path, tmp_path: Path) -> None:
+        documents = tmp_path / "documents"
+        documents.mkdir()
+        for seq, boot in ((4, "earlier"), (5, "now"), (6, "earlier")):
+            book.note(seq, original(str(documents / "a.txt"), boot))
+            (documents / f".a.txt.dvm-{seq}").touch()
+            (tmp_path / f".a.txt.dvm-{seq}").touch()
+        (documents / ".a.txt.dvm-6").unlink()
+        (documents / ".a.txt.dvm-6").mkdir()
+        (documents / "a.txt").touch()
+        book.tidy("now", self.age(folder))
+        assert {path.name for path in documents.iterdir()} == {"a.txt", ".a.txt.dvm-5", ".a.txt.dvm-6"}
+        assert {path.name for path in tmp_path.iterdir()} == {"documents", ".dvm", ".a.txt.dvm-5"}
+
     def test_what_is_new_stays(self, book: Book, folder: Path) -> None:
         book.conclude(1, Outcome(REPLACED, "/a"))
         book.note(4, original(boot="earlier"))
@@ -217,6 +243,15 @@ class TestTidying:
 
     def test_without_a_folder_there_is_nothing_to_do(self, folder: Path) -> None:
         Book(str(folder)).tidy("now", 1e10)
+
+
+@pytest.mark.parametrize(("uid", "comes_back"), [(0, True), (1, False), (None, False)])
+def test_only_documents_of_one_account_come_back(monkeypatch: pytest.MonkeyPatch, uid: int | None, comes_back: bool) -> None:
+    accounts = {} if uid is None else {"user": SimpleNamespace(pw_uid=os.getuid() + uid)}
+    monkeypatch.setattr(pwd, "getpwnam", accounts.__getitem__)
+    assert sequence.comes_back() == comes_back
+    service = Path(__file__).parents[3] / "packaging/vm/qubes-pendrive@.service"
+    assert f"\nUser={sequence.ACCOUNT}\n" in service.read_text()
 
 
 def test_the_home_is_that_of_the_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ DEAR = {
     "contextlib",
     "dataclasses",
     "enum",
+    "hashlib",
     "pathlib",
     "re",
     "socket",

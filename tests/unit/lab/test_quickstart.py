@@ -22,6 +22,10 @@ class Noted(Tour):
     def run(self, *command: str) -> None:
         self.ran.append(command)
 
+    def output(self, *command: str, stdin: bytes = b"") -> str:
+        self.ran.append(command)
+        return "Read and approved in disp1"
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -85,6 +89,12 @@ class TestSavefile:
     def test_that_of_a_demonstration_before_is_not_a_persons(self, home: Home) -> None:
         self.savefile(home, quickstart.EDITOR.read_bytes())
         assert not quickstart.has_savefile_of_its_own(home)
+
+    def test_in_a_persons_vm_it_writes_nothing_but_what_has_a_name_of_its_own(self, home: Home) -> None:
+        tour = Noted()
+        quickstart.show_document(tour, home)
+        files = {command[-1] for command in tour.ran if command[:2] == ("qvm-run", quickstart.SENDER)}
+        assert files == {"qx-contract.txt"}
 
     def test_what_it_made_is_removed(self, home: Home) -> None:
         saved = self.savefile(home, b"#!/bin/sh\n")
