@@ -145,7 +145,7 @@ def show_document(tour: Tour, home: Home) -> None:
         print(f"\nDisposableVMs are not shown: {home.current_savefile} is yours, and would have to make room for the demonstration's.")
         return
     with tour.step("Make the savefile of DisposableVMs; here their program for text edits by itself"):
-        tour.run("qvm-create-default-dvm", "--default-template", str(EDITOR))
+        tour.run("qvm-create-default-dvm", "--default-template", os.path.relpath(EDITOR))
         tour.made_savefile = True
     with tour.step(f"Open a document of {SENDER} in a DisposableVM, and have the edit back"):
         tour.output("qvm-run", SENDER, "tee", DOCUMENT, stdin=b"We sell you the Eiffel Tower.\n")
