@@ -11,6 +11,7 @@ import sys
 
 from qfilexchg.errors import QfilexchgError
 from qfilexchg.guest import fat
+from qfilexchg.guest.arguments import split
 from qfilexchg.guest.copying import Copy
 from qfilexchg.guest.interruption import Interruption
 from qfilexchg.guest.outcome import BROKEN, DONE, CannotBeHeld, NoRoom, Occupied, Usage, exit_status
@@ -73,20 +74,10 @@ class Order:
 
 def parse(arguments: Sequence[str]) -> Order | None:
     """Understand the command line; None asks for help. Raises :exc:`Usage` and BadName."""
-    words: list[str] = []
-    options: set[str] = set()
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--":
-            words += rest
-        elif word in ("-h", "--help"):
-            return None
-        elif word in ("--skip", "--archive"):
-            options.add(word)
-        elif word.startswith("-") and word != "-":
-            raise Usage(f"there is no option {printable(word)}", _COMMAND)
-        else:
-            words.append(word)
+    understood = split(arguments, ("--skip", "--archive"), _COMMAND)
+    if understood is None:
+        return None
+    words, options = understood
     if len(words) < 2:
         raise Usage("name a VM, and at least one file or folder", _COMMAND)
     if words[0] == DISPOSABLE:

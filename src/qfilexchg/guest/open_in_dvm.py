@@ -16,6 +16,7 @@ import time
 
 from qfilexchg.errors import HostError, QfilexchgError
 from qfilexchg.guest import document, sequence
+from qfilexchg.guest.arguments import split
 from qfilexchg.guest.document import Changed
 from qfilexchg.guest.interruption import Cancelled, Interruption
 from qfilexchg.guest.outcome import (
@@ -161,20 +162,10 @@ class Order:
 
 def parse(arguments: Sequence[str]) -> Order | None:
     """Understand the command line; None asks for help. Raises :exc:`Usage`."""
-    files: list[str] = []
-    options: set[str] = set()
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--":
-            files += rest
-        elif word in ("-h", "--help"):
-            return None
-        elif word in ("--view-only", "--no-wait"):
-            options.add(word)
-        elif word.startswith("-") and word != "-":
-            raise Usage(f"there is no option {printable(word)}", _COMMAND)
-        else:
-            files.append(word)
+    understood = split(arguments, ("--view-only", "--no-wait"), _COMMAND)
+    if understood is None:
+        return None
+    files, options = understood
     if len(files) != 1:
         raise Usage("name one file", _COMMAND)
     return Order(files[0], view_only="--view-only" in options, wait="--no-wait" not in options)
