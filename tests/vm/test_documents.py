@@ -610,6 +610,20 @@ class TestRestartedDaemon:
         nothing_is_left(lab)
 
 
+class TestDown:
+    def test_what_was_edited_is_back_before_its_vm_ends(self, lab_of_its_own: Lab) -> None:
+        lab = lab_of_its_own
+        work = lab.vm("work")
+        lab.succeed("qvm-create-default-dvm", "--default-template", EDITOR)
+        write(work, "letter.txt", "forever\n")
+        work.output("qvm-open-in-dvm", "--no-wait", "letter.txt")
+        (vm,) = opened(lab)
+        vm.output("sh", "-c", "echo by hand >> /tmp/letter.txt")
+        lab.down()
+        assert not list(lab.home.kept.iterdir()) and not list(lab.home.spool.iterdir())
+        assert read(lab.vm("work"), "letter.txt") == "forever\nby hand\n"
+
+
 class TestSavefile:
     def spoil(self, lab: Lab, how: str) -> None:
         saved = current(lab.home)

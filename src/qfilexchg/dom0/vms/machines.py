@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from qfilexchg.dom0 import programs
@@ -18,12 +19,14 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import acceleration, launch, qemu, qemu_command, restoring, run, services, template
 from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
+from qfilexchg.dom0.vms.processes import wait_until
 from qfilexchg.errors import CallerError, QfilexchgError, VmError
 from qfilexchg.protocol.names import VmName
 
 PRIVATE_DISK_BYTES = 10 << 30
 """Of a new VM's /home. It takes room on the host as it fills."""
 SHUTDOWN_DEADLINE_S = 60.0
+TAKEN_DEADLINE_S = 60.0
 _FORMAT_DEADLINE_S = 60.0
 _POWER_OFF = ("systemctl", "poweroff")
 
@@ -199,7 +202,9 @@ class Machines:
         with services.toolstack_lock(self._home):
             disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
             running = [found.vm for found in self.running().values()]
+            known = set(self._home.spool.iterdir())
             await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name in disposables))
+            await self._taken(known)
             await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name not in disposables))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
@@ -207,6 +212,13 @@ class Machines:
                 shutil.rmtree(self._home.domain(domain), ignore_errors=True)
             for vm in self.collection.list():
                 self._forget_disposable(vm.name)
+
+    async def _taken(self, known: AbstractSet[Path]) -> None:
+        """Return when no pendrive is left but those ``known``: the VMs have what DisposableVMs have just given back to them.
+
+        After :data:`TAKEN_DEADLINE_S` seconds it is left to qfilexchgd, which keeps what nobody took.
+        """
+        await asyncio.to_thread(wait_until, lambda: not set(self._home.spool.iterdir()) - known, TAKEN_DEADLINE_S)
 
     async def _down(self, vm: RunningVm, say: Callable[[str], None]) -> None:
         with contextlib.suppress(QfilexchgError):
