@@ -22,6 +22,8 @@ from qfilexchg.protocol.names import VmName
 
 _SPARE_MIB = 128
 """What a VM's QEMU takes beside the VM's own memory."""
+QUIET_S = 3.0
+"""After one was taken: its document is to be opened first, and the processor is its own."""
 LOOK_AGAIN_S = 60.0
 """Between two looks at those that wait: a savefile may have become stale, or a VM that could not be made may be possible now."""
 
@@ -127,6 +129,7 @@ class Disposables:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await self._refill.wait()
+                    await asyncio.sleep(QUIET_S)
 
     async def _fill(self) -> None:
         made_of = await restoring.basis(self._home, self._memory_mib)

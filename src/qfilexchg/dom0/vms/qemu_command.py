@@ -66,7 +66,7 @@ class MemoryFile:
 
     file: Path
     restored: bool
-    """The VM goes on where the savefile was made. What it writes is its own: the file is mapped copy-on-write, and opened to be read."""
+    """The VM goes on where the savefile was made. The file is mapped copy-on-write: what a VM writes is its own, and never in the file."""
 
 
 def qmp_socket(home: Home, domain: DomainId) -> Path:
