@@ -31,7 +31,7 @@ async def test_preloading_that_goes_wrong_spoils_neither_the_daemon_nor_its_end(
         with caplog.at_level(logging.INFO):
             serving = asyncio.create_task(qfilexchgd.serve(home, Configuration()))
             await failed.wait()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop, in which the failure reaches whoever waits for that task
             assert not serving.done()
             os.kill(os.getpid(), signal.SIGTERM)
             await serving

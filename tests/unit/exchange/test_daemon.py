@@ -148,7 +148,7 @@ class Host:
             found = [vm for vm, slot in self.hypervisor.disks if slot is Slot.INCOMING and vm in self.disposables.records]
             if found:
                 return await self.enter(self.hypervisor.vms[found[0]])
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # no event tells a bystander of a disk
 
     async def no_disposables(self) -> None:
         while self.disposables.records:  # noqa: ASYNC110  no event tells a bystander that it is removed
