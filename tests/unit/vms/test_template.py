@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.template import RECIPE, TemplateMissing, current, prune, recipe_hash
+from qfilexchg.dom0.vms.template import RECIPE, BadTemplate, TemplateMissing, current, existing, recipe_hash
 
 
 @pytest.fixture
@@ -62,11 +61,9 @@ def test_units_are_masked_once_each_in_order() -> None:
     assert units == sorted(set(units))
 
 
-def test_only_templates_that_nobody_has_asked_for_in_a_long_time_are_deleted(tmp_path: Path) -> None:
-    for name in ("00aa", "11bb", ".22cc.building"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "root.img").touch()
-    for name in ("00aa", ".22cc.building"):
-        os.utime(tmp_path / name, (0, 0))
-    prune(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".22cc.building", "11bb"]
+def test_a_folder_without_a_template_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(BadTemplate, match=str(tmp_path)):
+        existing(tmp_path)
+    for name in ("kernel", "initrd", "root.img"):
+        (tmp_path / name).touch()
+    assert existing(tmp_path).folder == tmp_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from qfilexchg.dom0.cli.arguments import parser
 from qfilexchg.dom0.home import Home
@@ -16,9 +17,18 @@ def main(arguments: Sequence[str]) -> int:
     actions = args.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("build", help="make it from Debian's packages and the VM side, or find it in the cache; prints its folder")
     actions.add_parser("show", help="print its folder")
+    use = actions.add_parser("use", help="let VMs boot from one that was built elsewhere")
+    use.add_argument("folder", type=Path, metavar="FOLDER", help="what 'qvm-template build' has printed there, or a copy of it")
+    options = args.parse_args(arguments)
     home = Home.from_environment()
-    if args.parse_args(arguments).action == "build":
-        print(template.build(home, lambda line: print(f"qvm-template: {line}", file=sys.stderr)).folder)
-    else:
-        print(template.current(home).folder)
+    match options.action:
+        case "build":
+            found = template.build(home, lambda line: print(f"qvm-template: {line}", file=sys.stderr))
+        case "use":
+            found = template.existing(options.folder)
+            home.make()
+            template.use(home, found)
+        case _:
+            found = template.current(home)
+    print(found.folder)
     return 0
