@@ -13,7 +13,7 @@ Then udev is stopped. A restored VM would spend half of the time until its docum
 up for a disk or two; those the usher names itself.
 
 From that moment until it is restored the usher touches neither the store nor anything else that would be cut in two by the saving:
-it looks at the clock, and waits for a disk.
+it looks at what would tell it that it was restored, and waits for a disk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _STOP_S: Final = 60.0
 STORE_S: Final = 60.0
 """Seconds to get hold of the store."""
 _LOOK_S: Final = 0.05
-"""Between two looks at the clock, by which a VM that was just restored notices it."""
+"""Between two looks at what tells a VM that it was restored."""
 _DESTROYED_S: Final = 60.0
 """Seconds that dom0 has to destroy this VM, as it does when it is asked to."""
 _POWER_OFF_S: Final = 30.0
@@ -111,9 +111,8 @@ class _Root:
 
     def serve(self) -> None:
         """Become what this VM is, and let the reader have its document. Returns when the reader is done and the VM still there."""
-        # Compared with now, as the host's clock may have been set, or have stood, since this VM was booted.
-        behind = identity.seconds_behind()
-        while not disk(INCOMING) and identity.seconds_behind() - behind < identity.CLOCK_STEP_S:
+        saved = identity.Saved()
+        while not disk(INCOMING) and not saved.restored():
             self._wait_for_event(_LOOK_S)
         with Store.open(STORE_S) as store:
             store.read(RESTORE_COMPLETE)

@@ -5,6 +5,8 @@ so for ever, and would keep a level-triggered loop spinning. After any event of 
 makes progress, so no edge is missed. Nothing is read from a command while what it said before has not left, and nothing from the
 port while the command has not taken its input: memory is bounded by a few frames, and whoever is slow slows down the other.
 
+On Xen the one port is the VM's console. It is always read, as dom0 does not send more there than was granted (protocol/console.py).
+
 The VM trusts dom0, as any VM must, and nobody else can open the ports.
 """
 
@@ -17,13 +19,14 @@ import pwd
 import select
 import sys
 
+from qfilexchg.guest.console import Console, hush_kernel, open_console
 from qfilexchg.protocol.channels import RUN_PORTS
 from qfilexchg.protocol.run import EXIT, PAYLOAD_MAX, START, STDERR, STDIN, STDOUT, WINDOW, BadFrame, Decoder, Start, frame, hello
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Final, NoReturn
 else:
     import _signal as signal  # the same calls, without the enums: those cost more than all else here
@@ -207,8 +210,9 @@ def _environment(account: pwd.struct_passwd, start: Start) -> Mapping[str, str]:
 class Port:
     """One port and its session."""
 
-    def __init__(self, descriptor: int, watch: Callable[[int, Port], None]) -> None:
+    def __init__(self, descriptor: int, watch: Callable[[int, Port], None], console: Console | None = None) -> None:
         self._port = descriptor
+        self._console = console
         self._watch = watch
         self._decoder = Decoder()
         self._out = bytearray()
@@ -227,7 +231,12 @@ class Port:
         progress = self._flush()
         if self._command:
             progress |= self._command.feed()
-        if not self._out and (self._command is None or self._command.hungry):
+        hungry = self._command is None or self._command.hungry
+        if self._console:
+            if hungry:
+                self._console.taken()
+            progress |= self._read_console(self._console)
+        elif hungry and not self._out:
             progress |= self._read()
         if self._command and not self._out:
             progress |= self._take_output(self._command)
@@ -237,7 +246,7 @@ class Port:
         if not self._out:
             return False
         try:
-            del self._out[: os.write(self._port, self._out)]
+            del self._out[: self._console.write(self._out) if self._console else os.write(self._port, self._out)]
         except BlockingIOError:
             return False
         except OSError:  # the other side is gone; EPOLLHUP follows
@@ -252,12 +261,27 @@ class Port:
                 data += page
         except BlockingIOError:
             pass
+        self._feed(data)
+        return bool(data)
+
+    def _read_console(self, console: Console) -> bool:
+        try:
+            begins, data = console.read()
+        except BlockingIOError:
+            return False
+        if begins:
+            self._out.clear()
+            self._decoder = Decoder()
+            self._end_session(Command.hang_up)
+        self._feed(data)
+        return True
+
+    def _feed(self, data: bytes | bytearray) -> None:
         try:
             for kind, payload in self._decoder.feed(data):
                 self._take(kind, payload)
         except BadFrame:
             self._end_session(Command.hang_up)
-        return bool(data)
 
     def _take(self, kind: int, payload: bytes) -> None:
         if kind == START:
@@ -320,8 +344,8 @@ def open_ports(folder: str = SYSFS_PORTS) -> list[int]:
     return ports
 
 
-def serve(ports: list[int]) -> NoReturn:
-    """Serve the ports for ever."""
+def serve(ports: Sequence[int], consoles: Sequence[int] = ()) -> NoReturn:
+    """Serve the ports and the consoles, which are open, for ever."""
     epoll = select.epoll()
     owners: dict[int, Port] = {}
 
@@ -330,6 +354,7 @@ def serve(ports: list[int]) -> NoReturn:
         epoll.register(descriptor, _EDGES)
 
     active = {Port(descriptor, watch) for descriptor in ports}
+    active |= {Port(descriptor, watch, Console(descriptor)) for descriptor in consoles}
     while True:
         for descriptor, events in epoll.poll(0 if active else None):
             if descriptor in ports and events & select.EPOLLHUP:
@@ -339,7 +364,10 @@ def serve(ports: list[int]) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of qubes-run-agent.service."""
+    """Serve the consoles that are the arguments; without any, the ports that this VM has."""
+    if consoles := [open_console(path) for path in sys.argv[1:]]:
+        hush_kernel()
+        serve((), consoles)
     serve(open_ports())
 
 

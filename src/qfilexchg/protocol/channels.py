@@ -1,7 +1,7 @@
 """The byte channels between a QEMU VM and its host: virtio-serial ports, by name.
 
 A port serves one process in the VM at a time, so each kind has several: a tool takes the first free one. On Xen there is no
-such port for the store: ``/dev/xen/xenbus`` takes any number of clients.
+such port: for the store ``/dev/xen/xenbus`` takes any number of clients, and commands go over the console.
 """
 
 PORT_FOLDER = "/dev/virtio-ports"

@@ -17,6 +17,9 @@ VM_PATH = "vm"
 VM_TYPE = "qubes_vm_type"
 RESTORE_COMPLETE = "qubes_restore_complete"
 SAVE_REQUEST = "qubes_save_request"
+RANDOM_SEED = "qubes_random_seed"
+"""On Xen: :data:`RANDOM_SEED_BYTES` random bytes in hexadecimal digits, for a restored VM to stir in. On QEMU it has a device for that."""
+RANDOM_SEED_BYTES = 64
 
 # Written by the VM, on nodes that dom0 makes.
 REQUEST = "device/qpen"

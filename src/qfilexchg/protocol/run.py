@@ -1,4 +1,6 @@
-"""Commands that the person in dom0 runs in a VM, over a virtio-serial port: ``qvm-run``, ``qvm-console``, ``qvm-copy-in``.
+"""Commands that the person in dom0 runs in a VM: ``qvm-run``, ``qvm-console``, ``qvm-copy-in``.
+
+On QEMU they go over virtio-serial ports, on Xen over the VM's console, with what ``console.py`` adds to it.
 
 Both directions carry frames: one byte of kind, two of length (big-endian), the payload. Between frames zero bytes mean nothing. ::
 
@@ -10,7 +12,7 @@ own. dom0 first sends as many zero bytes as the longest frame has: they complete
 and the rest means nothing. Its START carries a fresh nonce. The VM answers with :func:`hello` of that nonce, not a frame but a
 string that nothing older can contain; dom0 passes over everything before it. A START also ends a session that was there.
 
-When dom0's side closes, the VM sends SIGHUP to the command's process group.
+When dom0's side of a port closes, or another START comes, the VM sends SIGHUP to the command's process group.
 """
 
 from __future__ import annotations

@@ -172,12 +172,12 @@ class Store:
 
     def _send(self, data: bytes, end_s: float) -> None:
         while data:
-            if not self._wait(select.POLLOUT, end_s):
-                raise StoreLost("it takes no requests")
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
-                continue
+                # Only now: xenbus takes all that it is given, and poll never says of it that it would.
+                if not self._wait(select.POLLOUT, end_s):
+                    raise StoreLost("it takes no requests") from None
             except OSError as error:
                 raise StoreLost(f"cannot send: {error.strerror}") from error
 

@@ -59,6 +59,7 @@ class Machine:
         self.disks: dict[str, str] = {}
         self.quiet, self._other_end = os.pipe()
         self.behind = 0
+        self.uuid: str | None = None
         self.steps: list[Callable[[], None]] = []
         self.became: list[str] = []
         self.store = Dom0()
@@ -68,6 +69,7 @@ class Machine:
         self.root = _Root(self, self.ours, account, 4711)  # type: ignore[arg-type]
         monkeypatch.setattr(disposable, "disk", lambda name: self.disks.get(name))
         monkeypatch.setattr(identity, "seconds_behind", lambda: self.behind)
+        monkeypatch.setattr(identity, "xen_uuid", lambda: self.uuid)
         monkeypatch.setattr(identity, "take_on", lambda store, log: self.became.append("itself"))
         monkeypatch.setattr(Store, "open", lambda _: self.store)
         monkeypatch.setattr(os, "chown", lambda path, uid, gid: self.became.append(f"{Path(path).name} for {uid}"))
@@ -166,6 +168,21 @@ class TestServing:
         vm.root.serve()
         assert became == [["itself"]], "before there is a document"
 
+    def test_on_xen_it_is_another_uuid_that_tells_and_not_the_clock(self, vm: Machine) -> None:
+        def go_on() -> None:
+            vm.behind += 2
+
+        def come_back() -> None:
+            assert vm.became == []
+            vm.uuid = "22222222-2222-2222-2222-222222222222\n"
+
+        became: list[list[str]] = []
+        vm.uuid = "11111111-1111-1111-1111-111111111111\n"
+        vm.steps = [go_on, come_back, lambda: became.append(list(vm.became)), vm.plug("xvdh")]
+        vm.say()
+        vm.root.serve()
+        assert became == [["itself"]], "before there is a document"
+
     @pytest.mark.parametrize("behind", [1000, -1000])
     def test_a_clock_that_was_wrong_before_says_nothing(self, vm: Machine, behind: int) -> None:
         """The host's clock was set, or the host suspended, while the savefile was made."""
@@ -185,7 +202,7 @@ class TestServing:
 
     def test_neither_does_one_without_randomness(self, vm: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object) -> None:
-            raise NoRandomness("there is none")
+            raise NoRandomness("the device", "it ends too soon", "give it one")
 
         monkeypatch.setattr(identity, "take_on", refuse)
         vm.plug("xvdh")()

@@ -14,7 +14,7 @@ import pytest
 
 from qfilexchg.guest import identity
 from qfilexchg.guest.identity import NoRandomness, take_on
-from qfilexchg.protocol.keys import NAME, VM_PATH
+from qfilexchg.protocol.keys import NAME, RANDOM_SEED, VM_PATH
 from tests.unit.guest.dom0 import Dom0
 
 STALE = bytes(128)
@@ -36,6 +36,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernel:
     kernel = Kernel()
     (tmp_path / "hwrng").write_bytes(STALE + FRESH)
     monkeypatch.setattr(identity, "_HWRNG", str(tmp_path / "hwrng"))
+    monkeypatch.setattr(identity, "_XEN_UUID", str(tmp_path / "uuid"))
     monkeypatch.setattr(identity.fcntl, "ioctl", kernel.ioctl)  # type: ignore[attr-defined]
     monkeypatch.setattr(identity, "seconds_behind", lambda: 100)
     monkeypatch.setattr(time, "clock_settime", lambda _, to_s: kernel.told.append(round(to_s - time.time())))
@@ -95,6 +96,59 @@ def failing(code: int) -> Callable[..., None]:
 def test_neither_does_one_whose_kernel_takes_none(kernel: Kernel, store: Dom0, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity.fcntl, "ioctl", failing(errno.EPERM))  # type: ignore[attr-defined]
     with pytest.raises(NoRandomness, match="Operation not permitted"):
+        take(store)
+    assert kernel.told == []
+
+
+class TestOnXen:
+    @pytest.fixture(autouse=True)
+    def _xen(self, kernel: Kernel, store: Dom0, tmp_path: Path) -> None:
+        (tmp_path / "uuid").write_text("01234567-89ab-cdef-0123-456789abcdef\n")
+        (tmp_path / "hwrng").unlink()
+        store.nodes[RANDOM_SEED] = FRESH.hex().encode()
+
+    def test_dom0s_key_is_stirred_in_before_all_else_and_emptied(self, kernel: Kernel, store: Dom0) -> None:
+        take(store)
+        assert kernel.told[:3] == [(0x40085203, struct.pack("ii", 512, 64) + FRESH), (0x5207, b""), 100]
+        assert store.nodes[RANDOM_SEED] == b""
+
+    def test_a_key_serves_once(self, kernel: Kernel, store: Dom0) -> None:
+        take(store)
+        kernel.told.clear()
+        with pytest.raises(NoRandomness, match="qubes_random_seed"):
+            take(store)
+        assert kernel.told == []
+
+    @pytest.mark.parametrize(
+        "value",
+        [b"", b"00" * 63, b"00" * 65, b"0" * 127, b"0g" * 64, b"00 " * 64, b"00 " * 42 + b"00", b"\xff" * 128, b" " + b"0" * 127],
+        ids=repr,
+    )
+    def test_what_is_not_64_bytes_in_digits_is_no_randomness(self, kernel: Kernel, store: Dom0, value: bytes) -> None:
+        store.nodes[RANDOM_SEED] = value
+        with pytest.raises(NoRandomness, match="it does not hold 64 bytes") as caught:
+            take(store)
+        assert kernel.told == []
+        assert "00" not in str(caught.value), "a seed is not for the journal"
+
+    def test_without_the_key_a_device_does_not_stand_in(self, kernel: Kernel, store: Dom0, tmp_path: Path) -> None:
+        (tmp_path / "hwrng").write_bytes(STALE + FRESH)
+        del store.nodes[RANDOM_SEED]
+        with pytest.raises(NoRandomness, match="there is no such key"):
+            take(store)
+        assert kernel.told == []
+
+    def test_a_kernel_that_takes_none_leaves_the_key(self, kernel: Kernel, store: Dom0, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(identity.fcntl, "ioctl", failing(errno.EPERM))  # type: ignore[attr-defined]
+        with pytest.raises(NoRandomness, match="Operation not permitted"):
+            take(store)
+        assert (kernel.told, store.nodes[RANDOM_SEED]) == ([], FRESH.hex().encode())
+
+
+def test_elsewhere_a_key_does_not_stand_in_for_the_device(kernel: Kernel, store: Dom0, tmp_path: Path) -> None:
+    (tmp_path / "hwrng").unlink()
+    store.nodes[RANDOM_SEED] = FRESH.hex().encode()
+    with pytest.raises(NoRandomness, match="virtio-rng"):
         take(store)
     assert kernel.told == []
 

@@ -1,4 +1,7 @@
-"""The agent as a process of its own, with a socket for a port: the host's end is closed where a VM would lose its host."""
+"""The agent as a process of its own, with a socket for a port: the host's end is closed where a VM would lose its host.
+
+What a command is given and gives is the same by a console, for which a pseudo-terminal stands.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,91 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from qfilexchg.protocol.run import EXIT, NONCE_BYTES, STDERR, STDIN, STDOUT, WINDOW, Decoder, HelloSeeker, Start, frame, window_size
+from qfilexchg.guest.console import Console, hush_kernel
+from qfilexchg.guest.run_agent import Port
+from qfilexchg.protocol.console import GRANT, WINDOW_BYTES, Line
+from qfilexchg.protocol.run import (
+    EXIT,
+    NONCE_BYTES,
+    PREAMBLE,
+    STDERR,
+    STDIN,
+    STDOUT,
+    WINDOW,
+    Decoder,
+    HelloSeeker,
+    Start,
+    frame,
+    window_size,
+)
 
 DEADLINE_S = 20.0
 USER = pwd.getpwuid(os.getuid()).pw_name
 SOURCES = str(Path(__file__).parents[3] / "src")
 
 
-class Host:
-    """dom0's end of a port."""
+class Way(Protocol):
+    """Bytes from and to the agent."""
 
-    def __init__(self, port: socket.socket) -> None:
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def recv(self, size_bytes: int, /) -> bytes: ...
+
+
+class ConsoleWay:
+    """dom0's end of a console. What comes while there is no room to send waits."""
+
+    def __init__(self, terminal: int) -> None:
+        self.line = Line()
+        self.wire_bytes = 0
+        self._terminal = terminal
+        self._received = bytearray()
+        self._poll = select.poll()
+        os.set_blocking(terminal, False)
+
+    def sendall(self, data: bytes) -> None:
+        while data:
+            # A START goes out as a whole.
+            room = len(data) if data.startswith(PREAMBLE) else self.line.room_bytes
+            self._write(self.line.encode(data[:room]))
+            data = data[room:]
+            if data:
+                self._receive()
+
+    def recv(self, _size_bytes: int) -> bytes:
+        while not self._received:
+            self._receive()
+        data = bytes(self._received)
+        self._received.clear()
+        return data
+
+    def _write(self, data: bytes) -> None:
+        assert b"\x0f" not in data, "the VM's kernel would take it"
+        while data:
+            self._wait(select.POLLOUT)
+            data = data[os.write(self._terminal, data) :]
+
+    def _receive(self) -> None:
+        self._wait(select.POLLIN)
+        data = os.read(self._terminal, 65536)
+        self.wire_bytes += len(data)
+        self._received += self.line.decode(data)[1]
+        self._write(self.line.grants())
+
+    def _wait(self, readiness: int) -> None:
+        self._poll.register(self._terminal, readiness)
+        assert self._poll.poll(DEADLINE_S * 1000), "the agent does nothing"
+
+
+class Host:
+    """dom0's end."""
+
+    def __init__(self, port: Way) -> None:
         self.port = port
-        port.settimeout(DEADLINE_S)
         self._decoder = Decoder()
         self._sessions = 0
 
@@ -76,8 +148,9 @@ def ports() -> Iterator[list[socket.socket]]:
     numbers = [agent.fileno() for _, agent in pairs]
     program = f"from qfilexchg.guest.run_agent import serve; serve({numbers})"
     process = subprocess.Popen([sys.executable, "-c", program], pass_fds=numbers, env={**os.environ, "PYTHONPATH": SOURCES})
-    for _, agent in pairs:
+    for host, agent in pairs:
         agent.close()
+        host.settimeout(DEADLINE_S)
     yield [host for host, _ in pairs]
     assert process.poll() is None, "the agent ended"
     process.kill()
@@ -87,8 +160,31 @@ def ports() -> Iterator[list[socket.socket]]:
 
 
 @pytest.fixture
-def host(ports: list[socket.socket]) -> Host:
-    return Host(ports[0])
+def console() -> Iterator[ConsoleWay]:
+    """The host's end of a console that an agent serves. Its kernel has said something before."""
+    ours, theirs = os.openpty()
+    path = os.ttyname(theirs)
+    os.write(theirs, b"[    0.000000] Linux version 6.1 \x10\x0f\x10R\n")
+    program = (
+        "from qfilexchg.guest.console import open_console; from qfilexchg.guest.run_agent import serve; "
+        f"console = open_console({path!r}); print(flush=True); serve((), [console])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCES})
+    assert process.stdout and process.stdout.readline() == b"\n"
+    os.close(theirs)
+    yield ConsoleWay(ours)
+    assert process.poll() is None, "the agent ended"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    os.close(ours)
+
+
+@pytest.fixture(params=["port", "console"])
+def host(request: pytest.FixtureRequest) -> Host:
+    if request.param == "port":
+        return Host(request.getfixturevalue("ports")[0])
+    return Host(request.getfixturevalue("console"))
 
 
 def test_a_command_gets_its_words_its_input_and_its_own_streams(host: Host) -> None:
@@ -96,25 +192,26 @@ def test_a_command_gets_its_words_its_input_and_its_own_streams(host: Host) -> N
     assert host.run("sh", "-c", script, "a b", "", "é*", input=b"in\0put") == ("a b||é*|".encode() + b"in\0put", b"oops\n", 7)
 
 
-def test_ten_megabytes_go_through_and_come_back(host: Host) -> None:
+def test_ten_megabytes_go_through_and_come_back(ports: list[socket.socket]) -> None:
     data = os.urandom(1 << 20)
-    host.start("cat")
+    port = ports[0]
+    Host(port).start("cat")
     received = bytearray()
     sent = 0
     poll = select.poll()
-    poll.register(host.port, select.POLLIN | select.POLLOUT)
-    host.port.setblocking(False)
+    poll.register(port, select.POLLIN | select.POLLOUT)
+    port.setblocking(False)
     pending = b"".join(frame(STDIN, data[at : at + 32000]) for at in range(0, len(data), 32000)) * 10 + frame(STDIN)
     status = None
     decoder = Decoder()
     while status is None:
         ((_, events),) = poll.poll(DEADLINE_S * 1000)
         if events & select.POLLOUT and sent < len(pending):
-            sent += host.port.send(pending[sent : sent + 65536])
+            sent += port.send(pending[sent : sent + 65536])
             if sent == len(pending):
-                poll.modify(host.port, select.POLLIN)
+                poll.modify(port, select.POLLIN)
         if events & select.POLLIN:
-            for kind, payload in decoder.feed(host.port.recv(65536)):
+            for kind, payload in decoder.feed(port.recv(65536)):
                 if kind == EXIT:
                     status = payload[0]
                 else:
@@ -182,13 +279,75 @@ def test_a_start_is_understood_after_half_a_frame(host: Host) -> None:
     assert host.run("echo", "well") == (b"well\n", b"", 0)
 
 
+class TestConsole:
+    def test_every_byte_goes_through_and_comes_back(self, console: ConsoleWay) -> None:
+        data = bytes(range(256)) * 8192
+        assert Host(console).run("cat", input=data) == (data, b"", 0)
+
+    def test_what_was_typed_before_the_agent_was_there_is_not_heard(self, console: ConsoleWay) -> None:
+        console.sendall(b"\x03\x04\x13\r\n\x7f")
+        assert Host(console).run("echo", "well") == (b"well\n", b"", 0)
+
+    def test_a_start_ends_a_command_that_takes_no_input(self, console: ConsoleWay) -> None:
+        host = Host(console)
+        host.start("sh", "-c", "echo $$; exec sleep 60")
+        watched = os.pidfd_open(int(host.frame()[1]))
+        while (room := console.line.room_bytes) > 30000:
+            console.sendall(frame(STDIN, bytes(min(room - 3, 30000))))
+        assert host.run("echo", "second") == (b"second\n", b"", 0)
+        assert select.select([watched], [], [], DEADLINE_S)[0], "the first command runs still"
+        os.close(watched)
+
+    def test_one_that_runs_nothing_only_ends_it(self, console: ConsoleWay) -> None:
+        host = Host(console)
+        host.start("cat", "/dev/zero")
+        host.start()
+        assert host.end() == (b"", b"", 0)
+
+    def test_no_more_is_on_the_way_than_dom0_has_room_for(self, console: ConsoleWay) -> None:
+        host = Host(console)
+        host.start("head", "-c", "3000000", "/dev/zero")
+        grants, console.line.grants = console.line.grants, bytes  # type: ignore[method-assign]
+        said = 0
+        while said < WINDOW_BYTES - 65536:
+            said += len(host.frame()[1])
+        time.sleep(0.3)  # the time over which no more than the rest may come
+        assert console.wire_bytes <= WINDOW_BYTES + 4096
+        console.line.grants = grants  # type: ignore[method-assign]
+        console._write(grants())
+        output, _, status = host.end()
+        assert (said + len(output), status) == (3000000, 0)
+
+    def test_room_alone_is_a_reason_to_go_on(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.settimeout(DEADLINE_S)
+            theirs.setblocking(False)
+            port = Port(theirs.fileno(), lambda *_: None, Console(theirs.fileno()))
+            ours.sendall(Line().encode(Start(bytes(NONCE_BYTES), USER, [b"cat", b"/dev/zero"]).encode()))
+            received = 0
+            while received < WINDOW_BYTES:
+                port.step()
+                if select.select([ours], [], [], 0)[0]:
+                    received += len(ours.recv(65536))
+            assert not port.step()
+            ours.sendall(GRANT)
+            assert port.step()
+            port.hung_up()
+
+    def test_the_kernel_says_only_its_last_there(self, tmp_path: Path) -> None:
+        (tmp_path / "printk").touch()
+        hush_kernel(str(tmp_path / "printk"))
+        assert (tmp_path / "printk").read_text() == "1"
+
+
 def test_a_port_is_served_while_anothers_command_is_stuck(ports: list[socket.socket]) -> None:
     stuck, other = map(Host, ports)
     stuck.start("sleep", "60")
     for _ in range(20):
-        stuck.port.setblocking(False)
+        ports[0].setblocking(False)
         try:
-            stuck.port.sendall(frame(STDIN, bytes(30000)))
+            ports[0].sendall(frame(STDIN, bytes(30000)))
         except BlockingIOError:
             break
     else:

@@ -31,9 +31,10 @@ def root(tmp_path: Path) -> Path:
     """An unpacked system with one kernel, whose modules need nothing."""
     modules = tmp_path / "lib/modules/6.1.0"
     modules.mkdir(parents=True)
-    for name in initrd.MODULES:
+    names = {*initrd.COMMON, *(name for own in initrd.PLATFORMS.values() for name in own)}
+    for name in names:
         (modules / f"{name}.ko").write_text(name)
-    (modules / "modules.dep").write_text("".join(f"{name}.ko:\n" for name in initrd.MODULES))
+    (modules / "modules.dep").write_text("".join(f"{name}.ko:\n" for name in names))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/busybox").write_bytes(b"busy")
     return tmp_path
@@ -46,7 +47,15 @@ def test_the_archive_is_one_that_cpio_reads(root: Path, tmp_path: Path) -> None:
     assert {path.name for path in target.iterdir()} == {"init", *initrd.FOLDERS}
     assert ((target / "init").read_bytes(), (target / "init").stat().st_mode & 0o777) == (b"#!init", 0o755)
     assert (target / "bin/busybox").read_bytes() == b"busy"
-    assert (target / "modules/order").read_text().split() == [f"{name}.ko" for name in initrd.MODULES]
+    assert {path.name for path in (target / "modules").glob("*.ko")} == {path.name for path in (root / "lib/modules/6.1.0").glob("*.ko")}
+
+
+@pytest.mark.parametrize("platform", ["qemu", "xen"])
+def test_each_platform_has_its_own_modules_and_not_the_others(root: Path, tmp_path: Path, platform: str) -> None:
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["cpio", "-id", "--quiet"], input=initrd.build(root, b"#!init"), cwd=target, check=True)
+    assert (target / "modules" / platform).read_text().split() == [f"{name}.ko" for name in (*initrd.PLATFORMS[platform], *initrd.COMMON)]
 
 
 def test_the_same_input_gives_the_same_bytes(root: Path) -> None:

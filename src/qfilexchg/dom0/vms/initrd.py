@@ -10,8 +10,11 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
-"""What every VM needs: its disks, its channels, its randomness, its volatile layer, and pendrives without a wait for modprobe."""
+PLATFORMS = {"qemu": ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng"), "xen": ("xen-blkfront",)}
+"""What reaches the outside there: a VM's disks, and on QEMU its channels and its randomness. ``image/init`` knows where it is."""
+
+COMMON = ("overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
+"""What every VM needs: its volatile layer, and pendrives without a wait for modprobe."""
 
 FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system", "template", "volatile")
 
@@ -19,11 +22,12 @@ FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system", "template", "volati
 def build(root: Path, init: bytes) -> bytes:
     """The initrd for the unpacked root filesystem ``root``, which holds one kernel's modules and a static busybox."""
     (release,) = (root / "lib/modules").iterdir()
-    modules = load_order((release / "modules.dep").read_text(encoding="utf-8"), MODULES)
+    modules_dep = (release / "modules.dep").read_text(encoding="utf-8")
     files = {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())}
-    files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in modules}
-    order = "".join(f"{Path(module).name}\n" for module in modules)
-    files["modules/order"] = (0o644, order.encode())
+    for platform, own in PLATFORMS.items():
+        modules = load_order(modules_dep, (*own, *COMMON))
+        files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in modules}
+        files[f"modules/{platform}"] = (0o644, "".join(f"{Path(module).name}\n" for module in modules).encode())
     return cpio(FOLDERS, files)
 
 
