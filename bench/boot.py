@@ -23,6 +23,7 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import services
 from qfilexchg.dom0.vms.collection import Label
 from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.qemu.hypervisor import running
 from qfilexchg.protocol.names import VmName
 
 MEMORY_MIB = 512
@@ -50,11 +51,11 @@ def memory_mib(pid: int) -> tuple[float, float]:
     return sum(shares) / 1024, max(shares) / 1024
 
 
-async def one_round(machines: Machines, name: VmName) -> Round:
+async def one_round(home: Home, machines: Machines, name: VmName) -> Round:
     began = time.monotonic()
     await machines.start(name, lambda _: None)
     wall_s = time.monotonic() - began
-    process = machines.running()[name].process
+    process = running(home)[name].process
     assert process
     processor_s = processor_seconds(process.pid)
     memory, guest = memory_mib(process.pid)
@@ -69,7 +70,7 @@ async def measure(home: Home, rounds: int) -> list[Round]:
     try:
         with services.toolstack_lock(home):
             services.start(home)
-        return [await one_round(machines, name) for _ in range(rounds)]
+        return [await one_round(home, machines, name) for _ in range(rounds)]
     finally:
         await machines.down(lambda _: None)
 

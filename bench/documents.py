@@ -19,16 +19,19 @@ import subprocess
 import tempfile
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 from stand import DEADLINE_S, command, heading, logged_at, row, run, stand
 
-from qfilexchg.dom0 import programs
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import launch, qemu, qemu_command, restoring, savefile, saving, services
-from qfilexchg.dom0.vms.collection import SAVED_VM, Kind, Label
-from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot, VmId
-from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms import restoring, savefile, saving, services
+from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
+from qfilexchg.dom0.vms.hypervisor import Slot
+from qfilexchg.dom0.vms.qemu.hypervisor import running
+from qfilexchg.dom0.vms.qemu.toolstack import QemuToolstack
+from qfilexchg.dom0.vms.savefile import Savefile
+from qfilexchg.dom0.vms.toolstack import or_end
 from qfilexchg.protocol import dvm_header, keys
 from qfilexchg.xenstore.client import Store
 
@@ -85,55 +88,47 @@ def edit(home: Home) -> dict[str, float]:
 
 async def restore(home: Home) -> float:
     """Seconds from the start of a restore until the VM runs."""
-    machines = Machines(home)
-    made_of = await restoring.basis(home, MEMORY_MIB)
+    collection, toolstack = Collection(home.collection), QemuToolstack(home)
+    made_of = await toolstack.basis(MEMORY_MIB)
     saved = savefile.current(home)
     began = time.monotonic()
     saved.check(made_of.stamp)
-    restored = await restoring.restore(home, machines.collection, saved, made_of, Label.RED)
-    await restoring.wake(home, restored)
+    restored = await restoring.restore(home, collection, toolstack, saved, made_of, Label.RED)
+    await toolstack.wake(restored)
     took_s = time.monotonic() - began
-    await restoring.end(home, machines.collection, restored.vm)
+    await restoring.end(home, collection, toolstack, restored)
     return took_s
 
 
 async def boot(home: Home) -> tuple[float, float]:
     """Seconds until a DisposableVM that is booted answers, and until it has started a program with its document."""
-    machines = Machines(home)
-    made_of = await restoring.basis(home, MEMORY_MIB)
+    toolstack = QemuToolstack(home)
+    made_of = await toolstack.basis(MEMORY_MIB)
     document = home.data / "document"
     document.write_bytes(dvm_header.encode("letter.txt", 5) + b"edit\n")
     with document.open("r+b") as file:
         file.truncate(1 << 20)
     with tempfile.TemporaryDirectory(dir=home.data) as folder:
-        disk = Path(folder) / "disk"
-        await saving.make_disk(disk)
-        domain = machines.collection.next_domain()
-        vm = RunningVm(VmId(domain, uuid.uuid4()), SAVED_VM)
+        saved = Savefile(Path(folder))
+        await saving.make_disk(saved.disk)
         home.vm(SAVED_VM).mkdir(parents=True, exist_ok=True)
-        memory = qemu_command.MemoryFile(Path(folder) / "memory", restored=False)
-        machine = qemu_command.Machine(
-            vm.name, vm.id.uuid, domain, MEMORY_MIB, launch.processors(), disk, made_of.template, made_of.accelerator, memory
-        )
-        argv = [programs.find_program(qemu_command.PROGRAM), *qemu_command.command(machine, home)]
+        vm = Vm(SAVED_VM, uuid.uuid4(), Kind.DISPOSABLE, Label.RED, MEMORY_MIB, datetime.now(UTC))
         order = {keys.RESTORE_COMPLETE: "True", keys.BLOCK_SOURCE: "work", keys.TRANSACTION_SEQ: "1", keys.VIEW_ONLY: "1"}
         began = time.monotonic()
         async with services.toolstack_turn(home):
-            await launch.launch(home, vm, Kind.DISPOSABLE, argv, order)
-        async with launch.or_kill(home, vm), await Store.connect(home.store_socket) as store:
-            hypervisor = qemu.Qemu(home)
-            await launch.wait_for_hello(home, vm)
+            booted = await toolstack.start(vm, saved.disk, made_of, order, save_to=saved)
+        async with or_end(toolstack, booted), await Store.connect(home.store_socket) as store:
+            await toolstack.wait_for_hello(booted)
             answered_s = time.monotonic() - began
-            request = keys.absolute(domain, keys.REQUEST)
+            request = keys.absolute(booted.id.domain, keys.REQUEST)
             await store.watch(request, "")
             await store.events.get()
-            await hypervisor.attach(vm.id, Slot.INCOMING, document)
+            await toolstack.hypervisor.attach(booted.id, Slot.INCOMING, document)
             # Its first request says that the program has been started.
             async with asyncio.timeout(DEADLINE_S):
                 await store.events.get()
             started_s = time.monotonic() - began
-            await hypervisor.kill(vm.id)
-            await hypervisor.release(domain)
+            await toolstack.end(booted)
     return answered_s, started_s
 
 
@@ -151,7 +146,7 @@ def many(home: Home) -> tuple[float, list[float]]:
     took_s = time.time() - began
     time.sleep(5)  # until they are idle
     sizes = []
-    for name, record in Machines(home).running().items():
+    for name, record in running(home).items():
         if record.process and name.startswith("disp"):
             sizes.append(private_mib(record.process.pid))
             run("qvm-kill", name)
@@ -226,7 +221,7 @@ def main() -> None:
 
 def wait_until_preloaded(home: Home) -> None:
     end = time.monotonic() + DEADLINE_S
-    while not any(vm.preloaded for vm in Machines(home).collection.list()):
+    while not any(vm.preloaded for vm in Collection(home.collection).list()):
         if time.monotonic() > end:
             raise SystemExit("no DisposableVM was preloaded")
         time.sleep(0.05)

@@ -23,7 +23,7 @@ from stand import DEADLINE_S, command, heading, logged_at, row, run, stand
 from qfilexchg.dom0.exchange import pendrives
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import Slot
-from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.qemu.hypervisor import Qemu, running
 from qfilexchg.protocol.names import VmName
 
 SENDER_PROGRAM = Path(__file__).with_name("exchange_sender.py").read_bytes()
@@ -93,16 +93,16 @@ def hand_over(home: Home, mib: int) -> dict[str, float]:
 
 def plain_hot_plug(home: Home) -> float:
     """Seconds from QMP's first command until the VM has named the disk."""
-    machines = Machines(home)
-    vm = machines.running()[VmName.parse("work")].vm.id
+    hypervisor = Qemu(home)
+    vm = running(home)[VmName.parse("work")].vm.id
     watcher = Watcher("work", WAIT_FOR_DISK)
 
     async def plug() -> tuple[float, float]:
         image = await pendrives.create(home.data / "bench", pendrives.new_id(), 1 << 30, "bench")
         start = time.time()
-        await machines.hypervisor.attach(vm, Slot.OUTGOING, image)
+        await hypervisor.attach(vm, Slot.OUTGOING, image)
         seen = await asyncio.to_thread(watcher.seen_at)
-        await machines.hypervisor.detach(vm, Slot.OUTGOING)
+        await hypervisor.detach(vm, Slot.OUTGOING)
         image.unlink()
         return start, seen
 
@@ -113,7 +113,7 @@ def plain_hot_plug(home: Home) -> float:
 def memory_mib(home: Home) -> float:
     """The proportional share of memory of one VM's process, on average."""
     shares = []
-    for found in Machines(home).running().values():
+    for found in running(home).values():
         assert found.process
         rollup = Path(f"/proc/{found.process.pid}/smaps_rollup").read_text(encoding="ascii")
         shares.append(int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1]) / 1024)  # type: ignore[index]

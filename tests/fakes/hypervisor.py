@@ -81,8 +81,16 @@ class FakeHypervisor:
             raise HypervisorError("the slot holds another image")
         if any(path == image for key, path in self.disks.items() if key != (vm, slot)):
             raise HypervisorError("the image is attached elsewhere")
-        await asyncio.to_thread(image.stat)
-        self.disks[vm, slot] = image
+        if (vm, slot) in self.disks:
+            return
+        self.disks[vm, slot] = image  # before it waits: nobody else is to have the image meanwhile
+        try:
+            await asyncio.to_thread(_check_opens, image)
+            if vm not in self.vms:
+                raise VmGone("the VM has ended meanwhile")
+        except BaseException:
+            self.disks.pop((vm, slot), None)
+            raise
 
     async def detach(self, vm: VmId, slot: Slot) -> None:
         await self._begin("detach", vm)
@@ -97,10 +105,19 @@ class FakeHypervisor:
             await self.end(self.vms[vm])
 
     async def release(self, domain: DomainId) -> None:
+        if domain in await self.running():
+            raise HypervisorError(f"domain {domain} runs still")
         try:
             await self._store.rm(keys.home(domain))
         except NoEntry:
             return
+
+
+def _check_opens(image: Path) -> None:
+    try:
+        image.open("r+b").close()
+    except OSError as error:
+        raise HypervisorError(f"cannot attach {image.name}", str(error)) from error
 
 
 class FakeDisposables:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.home import Home, HomeTooLong, HomeUnusable
+from qfilexchg.dom0.home import Home, HomeTooLong, HomeUnusable, RootNeeded
+from qfilexchg.dom0.platform import Platform
 from qfilexchg.protocol.names import DomainId, VmName
 
 
@@ -42,3 +44,36 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_vms_files_are_under_its_name() -> None:
     assert Home(Path("/d"), Path("/r"), Path("/c")).vm(VmName.parse("work")) == Path("/d/vms/work")
+
+
+class TestOnXen:
+    @pytest.fixture(autouse=True)
+    def root(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    def test_the_home_is_the_systems_and_the_store_is_xens(self) -> None:
+        home = Home.from_environment({"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"}, Platform.XEN)
+        assert (home.data, home.run, home.cache) == (Path("/var/lib/qfilexchg"), Path("/run/qfilexchg"), Path("/var/cache/qfilexchg"))
+        assert home.of_the_system and home.store_socket == Path("/run/xenstored/socket")
+
+    def test_one_of_its_own_has_the_same_store_and_cache_and_is_not_the_systems(self, tmp_path: Path) -> None:
+        home = Home.from_environment({"QFILEXCHG_HOME": str(tmp_path)}, Platform.XEN)
+        assert (home.data, home.run, home.cache) == (tmp_path, tmp_path / "run", Path("/var/cache/qfilexchg"))
+        assert not home.of_the_system and home.store_socket == Path("/run/xenstored/socket")
+
+    def test_agents_can_reach_their_socket_and_nobody_anything_else(self, tmp_path: Path) -> None:
+        home = Home(tmp_path / "d", tmp_path / "r", tmp_path / "c", Platform.XEN)
+        umask = os.umask(0o077)
+        try:
+            home.make()
+        finally:
+            os.umask(umask)
+        assert home.run.stat().st_mode & 0o777 == 0o755
+        assert {folder.stat().st_mode & 0o777 for folder in (home.data, home.cache, home.spool, home.policy)} == {0o700}
+
+    def test_it_needs_root_but_for_an_agent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        with pytest.raises(RootNeeded, match="needs root, as xl does"):
+            Home.from_environment({}, Platform.XEN)
+        assert Home.from_environment({}, Platform.XEN, for_everybody=True).agent_socket == Path("/run/qfilexchg/agent.socket")
+        assert not Home.from_environment({}, Platform.QEMU).of_the_system

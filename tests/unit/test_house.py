@@ -30,6 +30,12 @@ DOM0_ROOMS = {
 }
 """What a room of dom0 must not import: cli → exchange → vms, consent."""
 
+PLATFORMS = {
+    "qfilexchg.dom0.vms.qemu": {"qfilexchg.dom0.vms.choice", "qfilexchg.dom0.cli.doctor_qemu"},
+    "qfilexchg.dom0.vms.xen": {"qfilexchg.dom0.vms.choice", "qfilexchg.dom0.cli.doctor_xen"},
+}
+"""Who in dom0, beside itself, may import a platform's room. The rest works through the ports."""
+
 PURE = (
     "qfilexchg.protocol",
     "qfilexchg.xenstore.wire",
@@ -96,6 +102,9 @@ def test_a_module_imports_only_what_its_room_may_know(name: str, path: Path) -> 
     for room, forbidden in DOM0_ROOMS.items():
         if within(name, room):
             assert not {module for module in ours if any(within(module, other) for other in forbidden)}
+    for platform, allowed in PLATFORMS.items():
+        if within(name, "qfilexchg.dom0") and not within(name, platform) and name not in allowed:
+            assert not {module for module in ours if within(module, platform)}
     if not within(name, "qfilexchg.lab"):
         assert not {module for module in ours if within(module, "qfilexchg.lab")}
     known = set(imports(path))

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu
+from qfilexchg.dom0.vms.collection import Collection
 from qfilexchg.dom0.vms.hypervisor import HypervisorError
-from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.qemu.hypervisor import Qemu, Record, running
 from qfilexchg.protocol.names import VmName
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ class Lab:
     def vm(self, name: str) -> Vm:
         """A VM that runs: made where it is not there, started where it does not run."""
         vm = Vm(self, VmName.parse(name))
-        if name not in {known.name for known in Machines(self.home).collection.list()}:
+        if name not in {known.name for known in Collection(self.home.collection).list()}:
             self.succeed("qvm-create", name, "--label", "blue")
         if not vm.runs:
             self.succeed("qvm-start", name)
@@ -84,9 +84,9 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         for log in (*self.home.log.glob("*.log"), *self.home.data.glob("vms/*/qemu.log")):
             (folder / f"{log.parent.name}-{log.name}").write_bytes(log.read_bytes())
-        for name, record in Machines(self.home).running().items():
+        for name, record in running(self.home).items():
             try:
-                said = asyncio.run(qemu.Qemu(self.home).console(record.vm.id))
+                said = asyncio.run(Qemu(self.home).console(record.vm.id))
             except HypervisorError as error:
                 said = str(error)
             (folder / f"{name}-console.log").write_text(said)
@@ -102,13 +102,13 @@ class Vm:
         self.name = name
 
     @property
-    def record(self) -> qemu.Record:
+    def record(self) -> Record:
         """Of its present run."""
-        return Machines(self.lab.home).running()[self.name]
+        return running(self.lab.home)[self.name]
 
     @property
     def runs(self) -> bool:
-        return self.name in Machines(self.lab.home).running()
+        return self.name in running(self.lab.home)
 
     def run(self, *argv: str, user: str = "user", input: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the VM to its end, whatever its status."""

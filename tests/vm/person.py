@@ -1,74 +1,33 @@
-"""A person in dom0 who is asked, played over the agent protocol."""
+"""A person at the host who is asked, by a connection to the daemon's socket."""
 
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
-from types import TracebackType
 
-from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Withdraw, encode, parse_from_daemon
-
-DEADLINE_S = 60.0
+from tests import person
 
 
-class Person:
-    """An agent. A context; it is gone at its end."""
+class Person(person.Person):
+    """An agent of the daemon that listens at ``agent_socket``."""
 
     def __init__(self, agent_socket: Path) -> None:
+        super().__init__(_Connection(agent_socket))
+
+
+class _Connection:
+    def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(DEADLINE_S)
-        self._socket.connect(str(agent_socket))
+        self._socket.settimeout(person.DEADLINE_S)
+        self._socket.connect(str(path))
         self._lines = self._socket.makefile("rb")
-        self.notices: list[str] = []
 
-    def __enter__(self) -> Person:
-        self._socket.sendall(encode(Hello("test")))
-        self._hear()
-        return self
+    def line(self) -> bytes:
+        return self._lines.readline()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def close(self) -> None:
         self._lines.close()
         self._socket.close()
-
-    def question(self) -> Question:
-        """Wait to be asked."""
-        message = self._hear()
-        assert isinstance(message, Question), message
-        return message
-
-    def answer(self, allow: bool) -> Question:
-        """Wait to be asked, and answer."""
-        question = self.question()
-        self.say(question, allow)
-        return question
-
-    def say(self, question: Question, allow: bool) -> None:
-        """Answer a question that was asked before."""
-        self._socket.sendall(encode(Answer(question.id, allow)))
-
-    def withdrawal(self) -> int:
-        """Wait until a question is taken back."""
-        message = self._hear()
-        assert isinstance(message, Withdraw), message
-        return message.question
-
-    def notice(self, part: str) -> str:
-        """Wait for a notice with ``part`` in it."""
-        end = time.monotonic() + DEADLINE_S
-        while time.monotonic() < end:
-            message = self._next()
-            if isinstance(message, Notice) and part in message.text:
-                return message.text
-        raise AssertionError(f"no notice has {part!r}: {self.notices}")
-
-    def _hear(self) -> FromDaemon:
-        while isinstance(message := self._next(), Notice):
-            pass
-        return message
-
-    def _next(self) -> FromDaemon:
-        message = parse_from_daemon(self._lines.readline())
-        if isinstance(message, Notice):
-            self.notices.append(message.text)
-        return message

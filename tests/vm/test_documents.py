@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.collection import Collection
+from qfilexchg.dom0.vms.qemu.hypervisor import running
 from qfilexchg.dom0.vms.savefile import current
 from qfilexchg.dom0.vms.services import toolstack_lock
 from qfilexchg.protocol.names import VmName
@@ -64,8 +65,8 @@ def edit(vm: Vm, text: str, name: str = "letter.txt", *options: str) -> tuple[in
 
 def disposables(lab: Lab) -> list[Vm]:
     """The DisposableVMs that run, the oldest first."""
-    running = [record.vm for record in Machines(lab.home).running().values() if re.fullmatch(r"disp\d+", record.vm.name)]
-    return [Vm(lab, vm.name) for vm in sorted(running, key=lambda vm: vm.id.domain)]
+    found = [record.vm for record in running(lab.home).values() if re.fullmatch(r"disp\d+", record.vm.name)]
+    return [Vm(lab, vm.name) for vm in sorted(found, key=lambda vm: vm.id.domain)]
 
 
 def documents(lab: Lab) -> dict[str, str]:
@@ -86,7 +87,7 @@ def opened(lab: Lab, count: int = 1) -> list[Vm]:
 def nothing_is_left(lab: Lab) -> None:
     """No DisposableVM, no record of one, no file of one, no pendrive."""
     until(lambda: not disposables(lab), "no DisposableVM runs")
-    until(lambda: not [vm.name for vm in Machines(lab.home).collection.list() if vm.asker], "no DisposableVM is recorded")
+    until(lambda: not [vm.name for vm in Collection(lab.home.collection).list() if vm.asker], "no DisposableVM is recorded")
     until(lambda: not list((lab.home.data / "vms").glob("disp*")), "no file of a DisposableVM is left")
     spool_is_empty(lab)
 
@@ -752,7 +753,7 @@ class TestPreloaded:
         """The name of the VM that waits ready."""
 
         def complete() -> list[str]:
-            return [vm.name for vm in Machines(lab.home).collection.list() if vm.preloaded and f"{vm.name} is preloaded" in log(lab)]
+            return [vm.name for vm in Collection(lab.home.collection).list() if vm.preloaded and f"{vm.name} is preloaded" in log(lab)]
 
         until(complete, "one is preloaded")
         (name,) = complete()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.vms import acceleration, template
-from qfilexchg.dom0.vms.acceleration import Accelerator
+from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, Slot
-from qfilexchg.dom0.vms.qemu import Qemu
+from qfilexchg.dom0.vms.qemu import acceleration
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator
+from qfilexchg.dom0.vms.qemu.hypervisor import Qemu
 from qfilexchg.protocol.channels import RUN_PORTS
 from tests.vm.lab import CHECKOUT, Lab, Vm
 

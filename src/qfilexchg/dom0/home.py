@@ -1,4 +1,4 @@
-"""Where everything of one installation lies: ``QFILEXCHG_HOME``, else the XDG folders.
+"""Where everything of one installation lies: ``QFILEXCHG_HOME``, else the system's folders on Xen, and the XDG folders elsewhere.
 
 Two homes share nothing but the cache, whose entries are named by their content's recipe and never change once they are there.
 So two copies can run side by side, and a test is isolated by a home of its own.
@@ -11,12 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qfilexchg.errors import HostError
+from qfilexchg.dom0 import platform
+from qfilexchg.dom0.platform import Platform
+from qfilexchg.errors import CallerError, HostError
 from qfilexchg.protocol.names import DomainId, VmName
 
 SOCKET_PATH_MAX = 107
 """Bytes that fit into sockaddr_un.sun_path beside its NUL (unix(7))."""
 _LONGEST_SOCKET = "domain/32751/run.0.socket"
+
+XEN_DATA = Path("/var/lib/qfilexchg")
+XEN_RUN = Path("/run/qfilexchg")
+XEN_CACHE = Path("/var/cache/qfilexchg")
+XEN_STORE_SOCKET = Path("/run/xenstored/socket")
 
 
 class HomeTooLong(HostError):
@@ -43,6 +50,13 @@ class HomeUnusable(HostError):
         return f"the folder {self.folder} cannot be made ({self.why}): set QFILEXCHG_HOME to one that can"
 
 
+class RootNeeded(CallerError):
+    """A command that only root can carry out on Xen."""
+
+    def __str__(self) -> str:
+        return "on Xen this needs root, as xl does: put sudo before it"
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The folders of one installation.
@@ -53,30 +67,48 @@ class Home:
     data: Path
     run: Path
     cache: Path
+    platform: Platform = Platform.QEMU
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Home:
-        """The home that the environment names. Creates nothing. Raises :exc:`HomeTooLong`."""
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, on: Platform | None = None, *, for_everybody: bool = False
+    ) -> Home:
+        """The home that the environment names, ``on`` this computer's platform unless another is named. Creates nothing.
+
+        Raises :exc:`HomeTooLong`, and :exc:`RootNeeded` unless it is ``for_everybody``: for a command that only connects to the daemon.
+        """
         env = os.environ if environment is None else environment
+        on = on or platform.here()
+        if on is Platform.XEN and os.geteuid() != 0 and not for_everybody:
+            raise RootNeeded
         user = Path(env.get("HOME") or "/")
-        cache = Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "qfilexchg"
+        cache = XEN_CACHE if on is Platform.XEN else Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "qfilexchg"
         if own := env.get("QFILEXCHG_HOME"):
             data = Path(own).absolute()
             run = data / "run"
+        elif on is Platform.XEN:
+            data, run = XEN_DATA, XEN_RUN
         else:
             data = Path(env.get("XDG_DATA_HOME") or user / ".local/share") / "qfilexchg"
             run = Path(env["XDG_RUNTIME_DIR"]) / "qfilexchg" if env.get("XDG_RUNTIME_DIR") else data / "run"
         if len(os.fsencode(run / _LONGEST_SOCKET)) > SOCKET_PATH_MAX:
             raise HomeTooLong(run)
-        return cls(data, run, cache)
+        return cls(data, run, cache, on)
 
     def make(self) -> None:
-        """Create the folders that are missing, closed to other users. Raises :exc:`HomeUnusable`."""
+        """Create the folders that are missing, closed to other users, and on Xen ``run`` open to agents. Raises :exc:`HomeUnusable`."""
         for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.savefiles, self.log, self.policy):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if folder == self.run and self.platform is Platform.XEN:
+                    folder.chmod(0o755)
             except OSError as error:
                 raise HomeUnusable(folder, error.strerror or str(error)) from error
+
+    @property
+    def of_the_system(self) -> bool:
+        """Whether it is the one home of a Xen computer, whose daemon systemd starts."""
+        return self.platform is Platform.XEN and self.data == XEN_DATA
 
     @property
     def store(self) -> Path:
@@ -85,7 +117,8 @@ class Home:
 
     @property
     def store_socket(self) -> Path:
-        return self.store / "socket"
+        """Where dom0's programs reach the store: on Xen the one that all of the computer's VMs have."""
+        return XEN_STORE_SOCKET if self.platform is Platform.XEN else self.store / "socket"
 
     def store_domain_socket(self, domain: DomainId) -> Path:
         """Whoever connects here is ``domain`` to qxenstored."""

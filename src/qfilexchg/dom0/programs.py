@@ -36,7 +36,11 @@ _PACKAGES = {
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
+    "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "systemctl": "systemd",
+    "udevadm": "udev",
+    "xl": "xen-utils-common",
 }
 
 

@@ -8,6 +8,7 @@ home; else a home is made for this one run and removed at its end, however it en
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import subprocess
@@ -108,7 +109,7 @@ def show(tour: Tour, home: Home, *, rule: bool) -> None:
             if name not in existing:
                 tour.run("qvm-create", name, "--label", label)
                 tour.made.append(name)
-        start(tour, {SENDER, RECEIVER} - set(machines.running()))
+        start(tour, {SENDER, RECEIVER} - set(asyncio.run(machines.running())))
         tour.run("qvm-ls")
     with tour.step(f"Make a realistic tree of files in {SENDER}"):
         tour.run("qvm-run", SENDER, "rm", "-rf", TREE)

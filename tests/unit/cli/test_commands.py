@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0 import platform
 from qfilexchg.dom0.cli import __main__ as dispatcher
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.cli.run import harmless
+from qfilexchg.dom0.platform import Platform
 
 BIN = Path(__file__).parents[3] / "bin"
 
@@ -18,6 +22,40 @@ def test_every_command_is_there_and_in_bin(name: str) -> None:
     module, _, function = COMMANDS[name].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     assert (BIN / name).readlink() == Path(".run")
+
+
+def test_no_command_needs_what_only_the_qemu_platform_has() -> None:
+    modules = sorted({target.partition(":")[0] for target in COMMANDS.values()} | {"qfilexchg.dom0.cli.doctor_xen"})
+    script = f"import sys, {', '.join(modules)}; sys.exit('qemu' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+
+
+@pytest.fixture
+def on_xen_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "here", lambda: Platform.XEN)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+@pytest.mark.usefixtures("on_xen_without_root")
+class TestOnXenWithoutRoot:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            *(["qvm-ls"], ["qvm-create", "work"], ["qvm-remove", "work"]),
+            *(["qvm-start", "work"], ["qvm-shutdown", "work"], ["qvm-kill", "work"]),
+            *(["qvm-run", "work", "true"], ["qvm-copy-out", "work", "x"], ["qvm-template", "show"], ["qubes_restore", "x"], ["qfilexchgd"]),
+            *(["qfilexchg", "doctor"], ["qfilexchg", "up"], ["qfilexchg", "down"], ["qvm-create-default-dvm", "--default-template"]),
+        ],
+    )
+    def test_a_command_says_that_it_needs_root(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert dispatcher.main(arguments) in (1, 125)
+        assert capsys.readouterr().err == f"{arguments[0]}: on Xen this needs root, as xl does: put sudo before it\n"
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_the_help_is_everybodys(self, name: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            dispatcher.main([name, "--help"])
+        assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,19 +7,20 @@ import pytest
 from qfilexchg.dom0.cli import __main__ as dispatcher
 from qfilexchg.dom0.cli import disposables
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import acceleration, saving, template
-from qfilexchg.dom0.vms.acceleration import Accelerator, Choice
+from qfilexchg.dom0.vms import saving, template
 from qfilexchg.dom0.vms.collection import Collection
-from qfilexchg.dom0.vms.restoring import Basis
+from qfilexchg.dom0.vms.qemu import acceleration
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator, Choice
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.saving import SavingFailed
 from qfilexchg.dom0.vms.template import Template
+from qfilexchg.dom0.vms.toolstack import Basis, Toolstack
 
 
 def a_template(folder: Path) -> Template:
     folder.mkdir()
     made = Template(folder)
-    for file in (made.root, made.kernel):
+    for file in (made.root, made.kernel, made.initrd):
         file.write_bytes(b"")
     return made
 
@@ -37,7 +38,7 @@ def test_a_template_that_is_named_becomes_the_homes_when_it_works(tmp_path: Path
     async def choose(*_: object) -> Choice:
         return Choice(Accelerator.TCG, "")
 
-    async def make(_home: Home, _collection: Collection, made_of: Basis, *_: object) -> Savefile:
+    async def make(_home: Home, _collection: Collection, _toolstack: Toolstack, made_of: Basis, *_: object) -> Savefile:
         tried.append(made_of.template)
         assert template.current(home) == old
         if not works:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.cli import doctor
-from qfilexchg.dom0.cli.doctor import Check, Verdict
+from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.platform import Platform
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def test_an_empty_home_lacks_a_template_and_is_left_empty(home: Home, tmp_path: 
 
 
 def test_a_missing_program_is_bad_and_names_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROGRAMS", ("no-such-program",))
-    monkeypatch.setattr(doctor, "BUILD_PROGRAMS", ())
+    monkeypatch.setitem(doctor.PROGRAMS, Platform.QEMU, ("no-such-program",))
+    monkeypatch.setitem(doctor.BUILD_PROGRAMS, Platform.QEMU, ())
     assert found(home)["no-such-program"].verdict is Verdict.BAD
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import grp
+import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -301,6 +303,35 @@ def test_other_users_are_refused(socket_path: Path, monkeypatch: pytest.MonkeyPa
             assert len(agents) == 0
 
     play(socket_path, scenario)
+
+
+class TestAGroup:
+    def serve(self, path: Path, group: str) -> int:
+        """How many agents another user's connection makes."""
+
+        async def main() -> int:
+            async with asyncio.timeout(TIMEOUT_S), Agents.serve(path, group) as agents, connected(path) as peer:
+                peer.say(encode(Hello("test")))
+                try:
+                    return len(agents) if await peer.hear() == Welcome() else 0
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    return 0
+
+        return asyncio.run(main())
+
+    @pytest.fixture(autouse=True)
+    def another_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_peer_user", lambda connection: 12345)
+
+    def test_its_members_may_be_agents_as_the_sockets_permissions_say(self, socket_path: Path) -> None:
+        own = grp.getgrgid(os.getegid())
+        assert self.serve(socket_path, own.gr_name) == 1
+        status = socket_path.stat()
+        assert (status.st_mode & 0o777, status.st_gid) == (0o660, own.gr_gid)
+
+    def test_without_it_nobody_else_may(self, socket_path: Path) -> None:
+        assert self.serve(socket_path, "no-such-group") == 0
+        assert socket_path.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_number_of_connections_is_bounded(socket_path: Path) -> None:

@@ -332,6 +332,43 @@ class TestDeaths:
             assert {vm for vm, _ in here.hypervisor.disks} == {work.vm.id}
 
 
+class TestAnotherRun:
+    """A VM that ended and started between two looks, with the UUID and the domain id that it had."""
+
+    async def reboot(self, here: Host, vm: RunningVm) -> None:
+        async with await Store.connect(here.home.store_socket) as dom0:
+            await dom0.rm(keys.home(vm.id.domain))
+            await dom0.write(keys.absolute(vm.id.domain, keys.NAME), vm.name.encode())
+            await dom0.set_perms(keys.home(vm.id.domain), keys.readable_by(vm.id.domain))
+        here.hypervisor.disks = {key: path for key, path in here.hypervisor.disks.items() if key[0] != vm.id}
+        await here.hypervisor.start(f"other{vm.id.domain}")  # which lets the daemon look
+
+    async def test_a_receiver_that_was_asked_about_is_another_one_and_gets_nothing(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, personal, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            await self.reboot(here, personal.vm)
+            assert await person.hear() == Withdraw(question.id)
+            person.answer(question, True)
+            assert await sending == "denied"
+            assert {vm for vm, _ in here.hypervisor.disks} == {work.vm.id}
+
+    async def test_a_sender_that_asked_has_nothing_any_more_and_can_ask_again(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, person = await here.start("work"), await here.person()
+            await here.start("personal")
+            await work.last("new")
+            await work.until("send personal", "asking")
+            question = await person.question()
+            await self.reboot(here, work.vm)
+            assert await person.hear() == Withdraw(question.id)
+            person.answer(question, True)
+            await here.no_images()
+            assert await work.last("new") == "attached"
+
+
 class TestRestart:
     async def test_a_pendrive_that_lay_clean_can_be_sent(self, tmp_path: Path) -> None:
         async with host(tmp_path) as here:

@@ -82,16 +82,16 @@ def test_two_programs_at_once_never_get_the_same_domain(tmp_path: Path) -> None:
 
 
 class TestDisposables:
-    def test_each_has_the_next_number_and_a_domain_and_no_number_comes_twice(self, collection: Collection) -> None:
-        first, domain = collection.add_new_disposablevm(Label.BLUE, 256, asker=WORK)
-        assert (first.name, first.kind, first.asker, first.preloaded, domain) == ("disp1", Kind.DISPOSABLE, WORK, False, 1)
+    def test_each_has_the_next_number_and_no_number_comes_twice(self, collection: Collection) -> None:
+        first = collection.add_new_disposablevm(Label.BLUE, 256, asker=WORK)
+        assert (first.name, first.kind, first.asker, first.preloaded) == ("disp1", Kind.DISPOSABLE, WORK, False)
         collection.remove(first.name)
-        second, domain = collection.add_new_disposablevm(Label.RED, 256)
-        assert (second.name, second.asker, domain) == ("disp2", None, 2)
+        second = collection.add_new_disposablevm(Label.RED, 256)
+        assert (second.name, second.asker) == ("disp2", None)
         assert collection.get(second.name) == second
 
     def test_a_preloaded_one_is_claimed_for_its_asker(self, collection: Collection) -> None:
-        vm, _ = collection.add_new_disposablevm(Label.RED, 256, preloaded=True)
+        vm = collection.add_new_disposablevm(Label.RED, 256, preloaded=True)
         assert collection.get(vm.name).preloaded
         collection.claim(vm.name, Label.GREEN, WORK)
         claimed = collection.get(vm.name)

@@ -16,15 +16,19 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import acceleration, disposables, qemu, restoring, saving
-from qfilexchg.dom0.vms.acceleration import Accelerator, Choice
+from qfilexchg.dom0.vms import disposables, restoring, saving
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Label
 from qfilexchg.dom0.vms.disposables import Disposables, require_memory
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import Process, wait_until
-from qfilexchg.dom0.vms.restoring import Basis, Restored
+from qfilexchg.dom0.vms.qemu import acceleration
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator, Choice
+from qfilexchg.dom0.vms.qemu.hypervisor import Record
+from qfilexchg.dom0.vms.qemu.toolstack import QemuToolstack
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.saving import SavingFailed
+from qfilexchg.dom0.vms.template import Template
+from qfilexchg.dom0.vms.toolstack import Basis, Toolstack
 from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.xenstore.server import Server
 from tests.fakes.qemu import FakeQemu
@@ -40,10 +44,8 @@ class Scene:
         self.home = home
         self.collection = Collection(home.collection)
         self.qemu = FakeQemu(home, self.collection)
-        self.disposables = Disposables(home, self.collection, 1, preload)
-
-    async def basis(self) -> Basis:
-        return await restoring.basis(self.home, 1)
+        self.toolstack = QemuToolstack(home)
+        self.disposables = Disposables(home, self.collection, self.toolstack, 1, preload)
 
     async def saved(self, name: str = "0a") -> Savefile:
         """A new savefile, in the place of the last."""
@@ -51,7 +53,7 @@ class Scene:
         saved.folder.mkdir()
         for file in (saved.memory, saved.state, saved.disk):
             file.write_bytes(b"")
-        saved.record((await self.basis()).stamp)
+        saved.record((await self.toolstack.basis(1)).stamp)
         self.home.current_savefile.unlink(missing_ok=True)
         self.home.current_savefile.symlink_to(name)
         return saved
@@ -82,14 +84,17 @@ async def scene(folder: Path, monkeypatch: pytest.MonkeyPatch, *, preload: int =
     async def restore(
         _home: Home,
         _collection: Collection,
+        _toolstack: Toolstack,
         _saved: Savefile,
         _made_of: Basis,
         _label: Label,
         *,
         asker: VmName | None = None,
         preloaded: bool = False,
-    ) -> Restored:
-        return await here.qemu.disposable(asker=asker, preloaded=preloaded)
+    ) -> RunningVm:
+        started = await here.qemu.disposable(asker=asker, preloaded=preloaded)
+        here.toolstack.hypervisor.adopt(started.vm.id.domain, started.process)
+        return started.vm
 
     monkeypatch.setattr(restoring, "restore", restore)
     async with Server(home.store):
@@ -126,7 +131,7 @@ class TestPreload:
             errors = [OSError(28, "No space left on device"), ZeroDivisionError(), HypervisorError("no answer")]
             restore = restoring.restore
 
-            async def fail_first(*words: object, **named: object) -> Restored:
+            async def fail_first(*words: object, **named: object) -> RunningVm:
                 if errors:
                     raise errors.pop()
                 return await restore(*words, **named)  # type: ignore[arg-type]
@@ -140,15 +145,15 @@ class TestPreload:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         rounds = 0
-        basis = restoring.basis
+        basis = QemuToolstack.basis
 
-        async def count(home: Home, memory_mib: int) -> Basis:
+        async def count(self: QemuToolstack, memory_mib: int, booted: Template | None = None) -> Basis:
             nonlocal rounds
             rounds += 1
-            return await basis(home, memory_mib)
+            return await basis(self, memory_mib, booted)
 
         async with scene(tmp_path, monkeypatch, preload=1) as here:
-            monkeypatch.setattr(restoring, "basis", count)
+            monkeypatch.setattr(QemuToolstack, "basis", count)
             with caplog.at_level(logging.WARNING):
                 async with kept_ready(here):
                     await until(lambda: rounds > 5)
@@ -215,9 +220,9 @@ class TestSweep:
             await here.qemu.disposable(asker=WORK)
             await here.qemu.disposable(preloaded=True)
             person = await here.qemu.disposable()
-            begun, _ = here.collection.add_new_disposablevm(Label.RED, 1)
+            begun = here.collection.add_new_disposablevm(Label.RED, 1)
             here.home.vm(begun.name).mkdir()
-            half_made, _ = here.collection.add_new_disposablevm(Label.RED, 1, asker=WORK)
+            half_made = here.collection.add_new_disposablevm(Label.RED, 1, asker=WORK)
             await here.disposables.sweep([known.vm.id])
             assert here.names() == {known.vm.name, person.vm.name, begun.name} and half_made.name not in here.names()
             assert here.home.vm(begun.name).exists() and known.process.running and person.process.running
@@ -228,10 +233,10 @@ class TestSweep:
             await here.qemu.disposable(asker=WORK)
             end = restoring.end
 
-            async def fail(home: Home, collection: Collection, vm: RunningVm) -> None:
+            async def fail(home: Home, collection: Collection, toolstack: Toolstack, vm: RunningVm) -> None:
                 if vm == stubborn.vm:
                     raise HypervisorError("it does not end")
-                await end(home, collection, vm)
+                await end(home, collection, toolstack, vm)
 
             monkeypatch.setattr(restoring, "end", fail)
             await here.disposables.sweep([])
@@ -318,26 +323,26 @@ class TestMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with scene(tmp_path, monkeypatch) as here:
-            require_memory(here.home, here.collection, 1)
+            await require_memory(here.toolstack, 1)
             other = await here.qemu.disposable(memory_mib=self.available_mib())
             with pytest.raises(NoDisposable, match="those that run may take") as refused:
-                require_memory(here.home, here.collection, 1)
+                await require_memory(here.toolstack, 1)
             assert refused.value.word == "no-memory"
-            await qemu.Qemu(here.home).kill(other.vm.id)
-            require_memory(here.home, here.collection, 1)
+            await here.toolstack.hypervisor.kill(other.vm.id)
+            await require_memory(here.toolstack, 1)
 
     async def test_what_they_have_taken_is_not_counted_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async with scene(tmp_path, monkeypatch) as here:
             vm = await here.qemu.disposable(memory_mib=100)
-            before = disposables._promised_mib(here.home, here.collection)
+            before = (await here.toolstack.memory()).promised_mib
             log = tmp_path / "hungry.log"
             stays = "import time; x = b'x' * (64 << 20); print(1, flush=True); time.sleep(60)"
             hungry = Process.start((sys.executable, "-c", stays), log=log)
             assert hungry
             try:
                 assert wait_until(lambda: "1" in log.read_text(), 20)
-                qemu.Record(vm.vm, hungry).save(here.home)
-                assert 50 <= before - disposables._promised_mib(here.home, here.collection) <= 80
+                Record(vm.vm, hungry).save(here.home)
+                assert 50 <= before - (await here.toolstack.memory()).promised_mib <= 80
             finally:
                 hungry.end(term_s=0, kill_s=5)
-            assert disposables._promised_mib(here.home, here.collection) == 0, "it has ended"
+            assert (await here.toolstack.memory()).promised_mib == 0, "it has ended"

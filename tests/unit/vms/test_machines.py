@@ -64,7 +64,7 @@ async def test_disposable_vms_are_shut_down_before_the_vms_that_their_documents_
         await here.qemu.disposable(asker=VmName.parse("work"), running=True)
         await here.down()
         assert here.machines.asked[0] == "disp1" and sorted(here.machines.asked[1:]) == ["aaa", "work", "zzz"]
-        assert not here.machines.running() and [vm.name for vm in here.machines.collection.list()] == ["aaa", "work", "zzz"]
+        assert not await here.machines.running() and [vm.name for vm in here.machines.collection.list()] == ["aaa", "work", "zzz"]
 
 
 async def test_one_that_waits_to_be_woken_is_not_asked_to_shut_down(tmp_path: Path) -> None:
@@ -81,4 +81,4 @@ async def test_what_does_not_go_in_good_order_goes_by_force(tmp_path: Path) -> N
         await here.start("work")
         await here.qemu.start(RunningVm(VmId(here.machines.collection.next_domain(), uuid.uuid4()), SAVED_VM), running=False)
         await here.down()
-        assert sorted(here.said) == ["default-dvm killed", "work killed"] and not here.machines.running()
+        assert sorted(here.said) == ["default-dvm killed", "work killed"] and not await here.machines.running()

@@ -8,9 +8,7 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import savefile
-from qfilexchg.dom0.vms.acceleration import Accelerator
 from qfilexchg.dom0.vms.savefile import NoSavefile, Savefile
-from qfilexchg.dom0.vms.template import Template
 
 STAMP: savefile.Stamp = {"QEMU": "7.2", "memory size": 256}
 
@@ -76,26 +74,7 @@ def test_the_current_one_is_where_the_link_leads(saved: Savefile, tmp_path: Path
         savefile.current(home).check(STAMP)
 
 
-class TestStamp:
-    @pytest.fixture
-    def template(self, tmp_path: Path) -> Template:
-        folder = tmp_path / "template"
-        folder.mkdir()
-        (folder / "root.img").write_bytes(b"root")
-        return Template(folder)
-
-    def test_it_changes_with_the_templates_root(self, template: Template) -> None:
-        before = savefile.stamp(template, Accelerator.TCG, 256)
-        assert savefile.stamp(template, Accelerator.TCG, 256) == before
-        os.utime(template.root, (1, 1))
-        assert {key for key, value in savefile.stamp(template, Accelerator.TCG, 256).items() if value != before[key]} == {"template"}
-
-    def test_it_changes_with_the_accelerator_and_the_memory(self, template: Template) -> None:
-        before = savefile.stamp(template, Accelerator.TCG, 256)
-        for other in (savefile.stamp(template, Accelerator.KVM, 256), savefile.stamp(template, Accelerator.TCG, 512)):
-            assert other["machine"] != before["machine"]
-
-    def test_a_processor_is_known_by_what_it_can_and_not_by_how_fast_it_is_now(self) -> None:
-        text = "processor\t: 0\nmodel name\t: X\ncpu MHz\t\t: {}\nflags\t\t: fpu {}\n\nprocessor\t: 1\nmodel name\t: Y\n"
-        assert savefile._processor(text.format(1, "sse")) == savefile._processor(text.format(2, "sse"))
-        assert savefile._processor(text.format(1, "sse")) != savefile._processor(text.format(1, "avx"))
+def test_a_processor_is_known_by_what_it_can_and_not_by_how_fast_it_is_now() -> None:
+    text = "processor\t: 0\nmodel name\t: X\ncpu MHz\t\t: {}\nflags\t\t: fpu {}\n\nprocessor\t: 1\nmodel name\t: Y\n"
+    assert savefile.processor(text.format(1, "sse")) == savefile.processor(text.format(2, "sse"))
+    assert savefile.processor(text.format(1, "sse")) != savefile.processor(text.format(1, "avx"))

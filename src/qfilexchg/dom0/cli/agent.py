@@ -21,6 +21,17 @@ class NoTerminal(CallerError):
         return "there is no terminal to ask on: start it in one, with neither input nor output redirected"
 
 
+class NotAllowed(HostError):
+    """On Xen the daemon is root's, and asks the members of a group."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"this user may not open {self.path}: on Xen, 'adduser USER qfilexchg' lets USER be asked, from the next login on"
+
+
 class NoDaemon(HostError):
     """Nobody listens at the daemon's socket."""
 
@@ -30,7 +41,7 @@ class NoDaemon(HostError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"qfilexchgd cannot be reached at {self.path} ({self.why}): start it, or a VM with qvm-start, which starts it"
+        return f"qfilexchgd cannot be reached at {self.path} ({self.why}): start it by 'qfilexchg up', or with a VM by 'qvm-start'"
 
 
 class Nonsense(HostError):
@@ -57,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal
     try:
-        with _connect(Home.from_environment().agent_socket) as connection:
+        with _connect(Home.from_environment(for_everybody=True).agent_socket) as connection:
             return TerminalAgent(connection, sys.stdin.fileno(), sys.stdout.fileno()).run()
     except BadMessage as error:
         raise Nonsense(error) from error
@@ -69,6 +80,9 @@ def _connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(path))
+    except PermissionError as error:
+        connection.close()
+        raise NotAllowed(path) from error
     except OSError as error:
         connection.close()
         raise NoDaemon(path, error.strerror or str(error)) from error

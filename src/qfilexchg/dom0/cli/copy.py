@@ -18,8 +18,6 @@ from qfilexchg.dom0 import programs
 from qfilexchg.dom0.cli.arguments import parser, vm_name
 from qfilexchg.dom0.consent.wording import printable
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import run as vm_run
-from qfilexchg.dom0.vms.hypervisor import VmId
 from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.errors import CallerError, VmError
 from qfilexchg.protocol.names import VmName
@@ -87,8 +85,8 @@ def _source(text: str) -> Path:
 
 
 async def _copy_in(name: VmName, sources: Sequence[Path]) -> None:
-    home = Home.from_environment()
-    vm = Machines(home).running_id(name)
+    machines = Machines(Home.from_environment())
+    await machines.running_id(name)  # before anything is packed
     words = [word for source in sources for word in ("-C", str(source.parent), f"./{source.name}")]
     packing = await asyncio.create_subprocess_exec(
         programs.find_program("tar"), "--format=pax", "-cf", "-", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
@@ -97,7 +95,7 @@ async def _copy_in(name: VmName, sources: Sequence[Path]) -> None:
     said = bytearray()
     unpack = ["tar", "--no-same-owner", "--keep-old-files", "-xf", "-"]
     try:
-        async with vm_run.session(home, vm.domain, unpack) as session:
+        async with machines.run(name, unpack) as session:
             feeding = asyncio.create_task(session.feed(Pieces(packing.stdout)))
             try:
                 status = await session.output(_drop, _keep_last(said))
@@ -148,22 +146,21 @@ def copy_out(arguments: Sequence[str]) -> int:
 
 
 async def _copy_out(name: VmName, files: Sequence[str]) -> None:
-    home = Home.from_environment()
-    vm = Machines(home).running_id(name)
+    machines = Machines(Home.from_environment())
     for file in files:
         path = PurePosixPath(file)
-        status = await _fetch(home, vm, ["test", "-d", file], None, bytearray())
+        status = await _fetch(machines, name, ["test", "-d", file], None, bytearray())
         if status == 0:
             command, target = ["tar", "--format=pax", "-cf", "-", "-C", str(path.parent), f"./{path.name}"], Path(f"{path.name}.tar")
         else:
             command, target = ["cat", "--", file], Path(path.name)
-        await _fetch_file(home, name, vm, command, target)
+        await _fetch_file(machines, name, command, target)
 
 
-async def _fetch_file(home: Home, name: VmName, vm: VmId, command: Sequence[str], target: Path) -> None:
+async def _fetch_file(machines: Machines, name: VmName, command: Sequence[str], target: Path) -> None:
     with _whole(target) as output:
         said = bytearray()
-        if await _fetch(home, vm, command, output, said):
+        if await _fetch(machines, name, command, output, said):
             raise CopyFailed(name, bytes(said))
 
 
@@ -187,8 +184,8 @@ def _whole(target: Path) -> Iterator[IO[bytes]]:
             aside.unlink()
 
 
-async def _fetch(home: Home, vm: VmId, command: Sequence[str], output: IO[bytes] | None, said: bytearray) -> int:
-    async with vm_run.session(home, vm.domain, command) as session:
+async def _fetch(machines: Machines, name: VmName, command: Sequence[str], output: IO[bytes] | None, said: bytearray) -> int:
+    async with machines.run(name, command) as session:
         feeding = asyncio.create_task(session.feed(Nothing()))
         try:
             return await session.output(output.write if output else _drop, _keep_last(said))

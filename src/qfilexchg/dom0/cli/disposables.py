@@ -10,7 +10,7 @@ from pathlib import Path
 from qfilexchg.dom0 import configuration
 from qfilexchg.dom0.cli.arguments import parser, vm_name
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import restoring, saving, services, template
+from qfilexchg.dom0.vms import choice, restoring, saving, services, template
 from qfilexchg.dom0.vms.collection import Collection, Label
 from qfilexchg.dom0.vms.disposables import require_memory
 from qfilexchg.dom0.vms.savefile import Savefile
@@ -33,17 +33,6 @@ class BadScript(CallerError):
 
     def __str__(self) -> str:
         return f"the script {self.path} cannot be used: {self.why}"
-
-
-class BadTemplate(CallerError):
-    """A folder that holds no template."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.folder = folder
-
-    def __str__(self) -> str:
-        return f"{self.folder} holds no template: use --default-template, or a folder that 'qvm-template build' has printed"
 
 
 def create_default_dvm(arguments: Sequence[str]) -> int:
@@ -71,24 +60,17 @@ def create_default_dvm(arguments: Sequence[str]) -> int:
     home = Home.from_environment()
     home.make()
     prepared = read_script(default_script(home) if options.default_script else script)
-    return asyncio.run(_create(home, existing_template(folder) if folder else None, prepared))
-
-
-def existing_template(folder: Path) -> Template:
-    """The template in ``folder``. Raises :exc:`BadTemplate`."""
-    found = Template(folder.resolve())
-    if not (found.root.exists() and found.kernel.exists()):
-        raise BadTemplate(folder)
-    return found
+    return asyncio.run(_create(home, template.existing(folder) if folder else None, prepared))
 
 
 async def _create(home: Home, named: Template | None, script: bytes | None) -> int:
     collection = Collection(home.collection)
     settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
-    made_of = await restoring.basis(home, settings.disposable_memory_mb, named)
-    require_memory(home, collection, settings.disposable_memory_mb)
+    toolstack = choice.toolstack(home)
+    made_of = await toolstack.basis(settings.disposable_memory_mb, named)
+    await require_memory(toolstack, settings.disposable_memory_mb)
     _start_services(home)
-    saved = await saving.make(home, collection, made_of, script, _say)
+    saved = await saving.make(home, collection, toolstack, made_of, script, _say)
     if named:
         template.use(home, named)
     print(saved.folder)
@@ -134,17 +116,18 @@ async def _restore(home: Home, saved: Savefile, asker: VmName | None) -> int:
     collection = Collection(home.collection)
     settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
     label = collection.get(asker).label if asker else Label.RED
-    made_of = await restoring.basis(home, settings.disposable_memory_mb)
+    toolstack = choice.toolstack(home)
+    made_of = await toolstack.basis(settings.disposable_memory_mb)
     saved.check(made_of.stamp)
-    require_memory(home, collection, settings.disposable_memory_mb)
+    await require_memory(toolstack, settings.disposable_memory_mb)
     _start_services(home)
-    restored = await restoring.restore(home, collection, saved, made_of, label)
+    restored = await restoring.restore(home, collection, toolstack, saved, made_of, label)
     try:
-        await restoring.wake(home, restored)
+        await toolstack.wake(restored)
     except BaseException:
-        await restoring.end(home, collection, restored.vm)
+        await restoring.end(home, collection, toolstack, restored)
         raise
-    print(restored.vm.name)
+    print(restored.name)
     return 0
 
 

@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import pwd
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from qfilexchg.dom0 import configuration, programs
+from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import acceleration, savefile, services, template
+from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.vms import choice, savefile, services, template
 from qfilexchg.errors import QfilexchgError
 
-PROGRAMS = ("qemu-system-x86_64", "mke2fs", "mkfs.fat")
-BUILD_PROGRAMS = ("mmdebstrap", "fakeroot", "tar", "dh", "dpkg-buildpackage")
+PROGRAMS = {Platform.QEMU: ("qemu-system-x86_64", "mke2fs", "mkfs.fat"), Platform.XEN: ("xl", "mke2fs", "mkfs.fat")}
+BUILD_PROGRAMS = {
+    Platform.QEMU: ("mmdebstrap", "fakeroot", "tar", "dh", "dpkg-buildpackage"),
+    # Where the package of the VM side comes along, and the template may be built on another computer.
+    Platform.XEN: ("mmdebstrap", "fakeroot", "tar"),
+}
 PYTHON = (3, 11)
 TEMPLATE_BYTES = 2 << 30
 """What building a template needs at most, with the archive and the unpacked tree beside the image."""
 
 
-class Verdict(enum.Enum):
-    """How a check ended."""
-
-    GOOD = "ok"
-    NOTE = "note"
-    """Works, and the person may want to know."""
-    BAD = "BAD"
-    """VMs cannot be built, started or used before this is mended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. ``said`` is a sentence for a person."""
-
-    what: str
-    verdict: Verdict
-    said: str
-
-
 def checks(home: Home | None = None) -> list[Check]:
     """Everything that is looked at, in the order in which it is needed. May take the seconds of a probe of KVM."""
     found = home or Home.from_environment()
-    return [*_python(), *_programs(), _rooms(found), _user_namespaces(), *_template_and_acceleration(found), *_services(found)]
+    host = [*_python(), *_programs(found.platform), _rooms(found), _user_namespaces(), *_template(found), *_services(found)]
+    return [*host, *_platform(found)]
+
+
+def _platform(home: Home) -> list[Check]:
+    """What only this platform has. The other's module may not even be importable."""
+    match home.platform:
+        case Platform.QEMU:
+            from qfilexchg.dom0.cli import doctor_qemu
+
+            return list(doctor_qemu.checks(home))
+        case Platform.XEN:
+            from qfilexchg.dom0.cli import doctor_xen
+
+            return asyncio.run(doctor_xen.checks(home))
+        case _:
+            assert_never(home.platform)
 
 
 def _python() -> Iterator[Check]:
@@ -55,12 +57,18 @@ def _python() -> Iterator[Check]:
     yield Check("python", Verdict.GOOD if good else Verdict.BAD, version if good else f"{version} is too old: install Python 3.11 or newer")
 
 
-def _programs() -> Iterator[Check]:
-    for name in (*PROGRAMS, *BUILD_PROGRAMS):
-        try:
-            yield Check(name, Verdict.GOOD, programs.find_program(name))
-        except programs.ProgramMissing as error:
-            yield Check(name, Verdict.BAD, str(error))
+def _programs(platform: Platform) -> Iterator[Check]:
+    for name in PROGRAMS[platform]:
+        yield _program(name, Verdict.BAD)
+    for name in BUILD_PROGRAMS[platform]:
+        yield _program(name, Verdict.BAD if platform is Platform.QEMU else Verdict.NOTE)
+
+
+def _program(name: str, where_missing: Verdict) -> Check:
+    try:
+        return Check(name, Verdict.GOOD, programs.find_program(name))
+    except programs.ProgramMissing as error:
+        return Check(name, where_missing, str(error))
 
 
 def _rooms(home: Home) -> Check:
@@ -101,24 +109,21 @@ def subordinate_ids(what: str, subuid: Path, switch: Path) -> Check:
     return Check(what, Verdict.GOOD, "by a user namespace")
 
 
-def _template_and_acceleration(home: Home) -> Iterator[Check]:
+def _template(home: Home) -> Iterator[Check]:
     try:
         found = template.current(home)
     except QfilexchgError as error:
         yield Check("template", Verdict.BAD, str(error))
-        yield Check("acceleration", Verdict.NOTE, "not known before there is a template, whose kernel proves it")
         return
     yield Check("template", Verdict.GOOD, str(found.folder))
-    choice = asyncio.run(acceleration.choose(home, found))
-    fast = choice.accelerator is acceleration.Accelerator.KVM
-    yield Check("acceleration", Verdict.GOOD if fast else Verdict.NOTE, f"{'KVM' if fast else 'TCG (emulation, slower)'}: {choice.why}")
-    yield _savefile(home, found, choice.accelerator)
+    yield _savefile(home)
 
 
-def _savefile(home: Home, booted: template.Template, accelerator: acceleration.Accelerator) -> Check:
+def _savefile(home: Home) -> Check:
     try:
         settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
-        savefile.current(home).check(savefile.stamp(booted, accelerator, settings.disposable_memory_mb))
+        made_of = asyncio.run(choice.toolstack(home).basis(settings.disposable_memory_mb))
+        savefile.current(home).check(made_of.stamp)
     except savefile.NoSavefile as error:
         return Check("savefile", Verdict.NOTE, f"{error.why}; it is made when a document is opened, or by qvm-create-default-dvm")
     except QfilexchgError as error:
@@ -128,8 +133,9 @@ def _savefile(home: Home, booted: template.Template, accelerator: acceleration.A
 
 def _services(home: Home) -> Iterator[Check]:
     for service in services.services(home):
-        said = f"serves {service.socket}" if service.serves() else "does not run; qvm-start starts it"
-        yield Check(service.name, Verdict.GOOD if service.serves() else Verdict.NOTE, said)
+        serves = services.serves(service)
+        said = f"serves {service.socket}" if serves else "does not run; qvm-start starts it"
+        yield Check(service.name, Verdict.GOOD if serves else Verdict.NOTE, said)
 
 
 def report() -> int:

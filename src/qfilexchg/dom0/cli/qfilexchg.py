@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("doctor", help="check all that is needed, and say how to mend what is missing")
     commands.add_parser("up", help="start the daemons of this home where they do not run; 'qvm-start' does so too")
     commands.add_parser("restart", help="stop qfilexchgd and start it again, as after a change of its settings; nothing gets lost")
-    commands.add_parser("down", help="stop all VMs and daemons of this home")
+    commands.add_parser("down", help="stop all VMs of this home, and its daemons")
     match args.parse_args(arguments).command:
         case "doctor":
             return doctor.report()
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
             home.make()
             with services.toolstack_lock(home):
                 if command == "restart":
-                    services.services(home)[1].stop()
+                    services.services(home)[-1].stop()
                 for name in services.start(home):
                     _say(f"{name} started")
         case _:

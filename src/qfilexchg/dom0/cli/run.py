@@ -13,11 +13,13 @@ import sys
 import termios
 import tty
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from typing import Protocol
 
 from qfilexchg.dom0.cli.arguments import parser, vm_name
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import run as vm_run
 from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.run import Session
 from qfilexchg.errors import CallerError, QfilexchgError
 from qfilexchg.protocol.names import VmName
 
@@ -27,6 +29,14 @@ ESCAPE = b"\x1d"
 """Ctrl-], as in telnet and xl console."""
 _READ_BYTES = 64 << 10
 _KEPT = frozenset("\n\r\t")
+
+
+class Begin(Protocol):
+    """Begins a command somewhere (:func:`qfilexchg.dom0.vms.run.session`)."""
+
+    def __call__(
+        self, argv: Sequence[str], *, user: str = "user", window: tuple[int, int] | None = None
+    ) -> contextlib.AbstractAsyncContextManager[Session]: ...
 
 
 class NoTerminal(CallerError):
@@ -52,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     options = args.parse_args(arguments)
     if not options.command:
         args.error("the following arguments are required: COMMAND")
-    return _report("qvm-run", _run(options.name, options.command, options.user))
+    return run_in(partial(_in_vm, options.name), options.command, options.user, "qvm-run")
 
 
 def console(arguments: Sequence[str]) -> int:
@@ -65,7 +75,23 @@ def console(arguments: Sequence[str]) -> int:
     args.add_argument("--user", default="user", help="whose shell (default: user)")
     args.add_argument("name", type=vm_name, metavar="NAME")
     options = args.parse_args(arguments)
-    return _report("qvm-console", _console(options.name, options.user))
+    return console_in(partial(_in_vm, options.name), options.user, "qvm-console")
+
+
+def _in_vm(
+    name: VmName, argv: Sequence[str], *, user: str = "user", window: tuple[int, int] | None = None
+) -> contextlib.AbstractAsyncContextManager[Session]:
+    return Machines(Home.from_environment()).run(name, argv, user=user, window=window)
+
+
+def run_in(begin: Begin, command: Sequence[str], user: str, program: str) -> int:
+    """Run ``command`` where ``begin`` leads, with our standard streams; the exit status. Errors are ``program``'s."""
+    return _report(program, _run(begin, command, user))
+
+
+def console_in(begin: Begin, user: str, program: str) -> int:
+    """A shell where ``begin`` leads, on our terminal; the exit status. Errors are ``program``'s."""
+    return _report(program, _console(begin, user))
 
 
 def _report(name: str, command: Coroutine[None, None, int]) -> int:
@@ -81,20 +107,16 @@ def _report(name: str, command: Coroutine[None, None, int]) -> int:
         return BROKEN_PIPE
 
 
-async def _run(name: VmName, command: Sequence[str], user: str) -> int:
-    home = Home.from_environment()
-    vm = Machines(home).running_id(name)
-    async with vm_run.session(home, vm.domain, command, user=user) as session:
+async def _run(begin: Begin, command: Sequence[str], user: str) -> int:
+    async with begin(command, user=user) as session:
         return await _converse(session, StandardInput(), _writer(1), _writer(2))
 
 
-async def _console(name: VmName, user: str) -> int:
+async def _console(begin: Begin, user: str) -> int:
     if not (os.isatty(0) and os.isatty(1)):
         raise NoTerminal
-    home = Home.from_environment()
-    vm = Machines(home).running_id(name)
-    shell = ["sh", "-c", 'exec "${SHELL:-/bin/sh}" -l']  # the VM's user's own, which only the VM knows
-    async with vm_run.session(home, vm.domain, shell, user=user, window=_terminal_size()) as session:
+    shell = ["sh", "-c", 'exec "${SHELL:-/bin/sh}" -l']  # the user's own, which only the other side knows
+    async with begin(shell, user=user, window=_terminal_size()) as session:
         with _raw_terminal():
 
             def resize() -> None:
@@ -110,9 +132,7 @@ def _terminal_size() -> tuple[int, int]:
     return size.lines or 24, size.columns or 80
 
 
-async def _converse(
-    session: vm_run.Session, source: StandardInput, stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]
-) -> int:
+async def _converse(session: Session, source: StandardInput, stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]) -> int:
     """Both directions until the command ends, or the person leaves a console."""
     feeding = asyncio.create_task(session.feed(source))
     saying = asyncio.create_task(session.output(stdout, stderr))

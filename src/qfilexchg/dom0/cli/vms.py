@@ -34,25 +34,24 @@ def _memory(text: str) -> int:
 
 def create(arguments: Sequence[str]) -> int:
     """``qvm-create``."""
-    home = Home.from_environment()
-    settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
     args = parser("qvm-create", "Make a new VM from the template, with an empty home of its own.")
     args.add_argument("name", type=vm_name, metavar="NAME")
     colours = [label.value for label in Label]
     args.add_argument("--label", choices=colours, default=Label.RED.value, metavar="COLOUR", help=f"{', '.join(colours)} (default: red)")
-    args.add_argument(
-        "--memory", type=_memory, default=settings.vm_memory_mb, metavar="MB", help=f"memory in MiB (default: {settings.vm_memory_mb})"
-    )
+    args.add_argument("--memory", type=_memory, metavar="MB", help="memory in MiB (default: vm_memory_mb of the settings)")
     options = args.parse_args(arguments)
-    asyncio.run(_machines().create(options.name, Label(options.label), options.memory))
+    home = Home.from_environment()
+    memory_mib = options.memory or configuration.load((configuration.SYSTEM_FILE, home.configuration)).vm_memory_mb
+    asyncio.run(Machines(home).create(options.name, Label(options.label), memory_mib))
     return 0
 
 
 def start(arguments: Sequence[str]) -> int:
     """``qvm-start``."""
-    args = parser("qvm-start", "Start a VM and return when it is ready. Starts qxenstored and qfilexchgd too where they do not run.")
+    args = parser("qvm-start", "Start a VM and return when it is ready. The daemons are started too where they do not run.")
     args.add_argument("name", type=vm_name, metavar="NAME")
-    asyncio.run(_machines().start(args.parse_args(arguments).name, _say))
+    name = args.parse_args(arguments).name
+    asyncio.run(_machines().start(name, _say))
     return 0
 
 
@@ -71,7 +70,8 @@ def kill(arguments: Sequence[str]) -> int:
     """``qvm-kill``."""
     args = parser("qvm-kill", "End a VM at once, as by pulling its plug.")
     args.add_argument("name", type=vm_name, metavar="NAME")
-    asyncio.run(_machines().kill(args.parse_args(arguments).name))
+    name = args.parse_args(arguments).name
+    asyncio.run(_machines().kill(name))
     return 0
 
 
@@ -79,7 +79,8 @@ def remove(arguments: Sequence[str]) -> int:
     """``qvm-remove``."""
     args = parser("qvm-remove", "Delete a VM that does not run, with everything in its home.")
     args.add_argument("name", type=vm_name, metavar="NAME")
-    _machines().remove(args.parse_args(arguments).name)
+    name = args.parse_args(arguments).name
+    asyncio.run(_machines().remove(name))
     return 0
 
 
@@ -88,11 +89,11 @@ def ls(arguments: Sequence[str]) -> int:
     what = "List the VMs. FOR tells which VM asked for a DisposableVM; (preloaded) is one that waits for a document."
     parser("qvm-ls", what).parse_args(arguments)
     machines = _machines()
-    running = machines.running()
+    running = asyncio.run(machines.running())
     rows = [("NAME", "STATE", "DOMAIN", "LABEL", "MEMORY", "TYPE", "FOR")]
     for vm in machines.collection.list():
         found = running.get(vm.name)
-        state, domain = ("running", str(int(found.vm.id.domain))) if found else ("halted", "-")
+        state, domain = ("running", str(int(found.id.domain))) if found else ("halted", "-")
         asker = "(preloaded)" if vm.preloaded else vm.asker or ""
         rows.append((vm.name, state, domain, vm.label.value, f"{vm.memory_mib} MiB", vm.kind.value, asker))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

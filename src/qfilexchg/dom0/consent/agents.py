@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import enum
 import functools
+import grp
 import logging
 import os
 import socket
@@ -106,14 +107,16 @@ class Agents:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def serve(cls, path: Path) -> AsyncIterator[Agents]:
+    async def serve(cls, path: Path, group: str | None = None) -> AsyncIterator[Agents]:
         """Listen for agents at the Unix socket ``path``, taking the place of a socket file that is there.
 
-        At the end all agents are disconnected, and every question that is open is answered with no.
+        They are root's or our own user's; if there is a ``group`` of that name, also its members'. At the end all agents are
+        disconnected, and every question that is open is answered with no.
         """
         agents = cls()
-        with _listen(path) as listener:
-            agents._start(agents._accept(listener))
+        group_id = _group_id(group)
+        with _listen(path, group_id) as listener:
+            agents._start(agents._accept(listener, by_group=group_id is not None))
             try:
                 yield agents
             finally:
@@ -159,7 +162,7 @@ class Agents:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self, listener: socket.socket, *, by_group: bool) -> None:
         while True:
             try:
                 connection, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -168,7 +171,7 @@ class Agents:
                 await asyncio.sleep(ACCEPT_AGAIN_S)  # out of file descriptors, say: leave others some time to close theirs
                 continue
             user = _peer_user(connection)
-            if user not in (0, os.geteuid()):
+            if user not in (0, os.geteuid()) and not by_group:  # else the socket's permissions have let only members in
                 log.warning("agent of user %d is refused", user)
                 connection.close()
             elif len(self._tasks) > AGENTS_MAX:
@@ -176,11 +179,11 @@ class Agents:
                 connection.close()
             else:
                 reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX)
-                task = self._start(self._converse(reader, writer))
+                task = self._start(self._converse(reader, writer, user))
                 # Not at the end of the conversation: a task that is cancelled before its first step never gets there.
                 task.add_done_callback(functools.partial(_close, writer))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: int) -> None:
         agent = None
         consent = Consent.AGENT_ENDED
         try:
@@ -190,7 +193,7 @@ class Agents:
                 raise BadMessage("no hello", encode(hello))
             agent = _Agent(hello.kind, writer)
             self._agents.append(agent)
-            log.info("agent (%s) is registered", agent.kind)
+            log.info("agent (%s) of user %d is registered", agent.kind, user)
             agent.send(Welcome())
             while True:
                 answer = parse_from_agent(await _line(reader))
@@ -211,13 +214,26 @@ class Agents:
                 agent.end(consent)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A listening socket that other users cannot connect to at any moment: its mode is set before it listens."""
+def _group_id(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        log.warning("there is no group %s: only root can be an agent", name)
+        return None
+
+
+def _listen(path: Path, group_id: int | None) -> socket.socket:
+    """A listening socket that others, but for the group's members, cannot connect to at any moment: its mode is set before it listens."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(path))
         path.chmod(0o600)
+        if group_id is not None:
+            os.chown(path, -1, group_id)
+            path.chmod(0o660)
         listener.listen()
         listener.setblocking(False)
     except OSError as error:

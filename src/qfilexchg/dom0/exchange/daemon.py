@@ -22,6 +22,7 @@ from qfilexchg.dom0.exchange import pendrives, policy
 from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
 from qfilexchg.dom0.exchange.machine import Exchange
+from qfilexchg.dom0.exchange.pace import Pace
 from qfilexchg.dom0.exchange.phases import Place
 from qfilexchg.dom0.exchange.policy import Action
 from qfilexchg.dom0.exchange.state import Limits
@@ -65,6 +66,7 @@ class Daemon:
         self._inbox: asyncio.Queue[m.Event] = asyncio.Queue()
         self._domains = Domains(store, hypervisor, self._inbox.put_nowait)
         self._machine = Exchange(Limits(settings.pendrive_size_bytes, settings.pendrive_max_bytes, settings.disposables_max))
+        self._pace = Pace()
         self._questions: dict[m.QuestionId, asyncio.Task[None]] = {}
         self._restores: dict[m.PendriveId, asyncio.Task[None]] = {}
 
@@ -213,6 +215,7 @@ class Daemon:
                 await pendrives.create(self._home.spool, pendrive, size_bytes, label)
                 return m.Created(pendrive, pendrives.allocated_bytes(image))
             case m.Attach(pendrive, vm, slot):
+                await self._pace.wait(vm.id)
                 await self._hypervisor.attach(vm.id, slot, image)
                 return m.Attached(pendrive)
             case m.Detach(pendrive, vm, slot, again):

@@ -128,21 +128,28 @@ class Domains:
 
     async def _synchronise(self) -> None:
         running = {vm.id: vm for vm in (await self._hypervisor.running()).values()}
-        for vm_id in self._lines.keys() - running.keys():
-            line = self._lines.pop(vm_id)
-            if line.server:
-                line.server.cancel()
-            try:
-                await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), _REQUESTS)
-            except NoEntry:
-                log.debug("the watch of domain %d is gone already", vm_id.domain)
-            log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
-            self._deliver(VmStopped(vm_id))
+        ended = self._lines.keys() - running.keys()
+        # On Xen a VM can end and start between two looks, with the UUID and even the domain id that it had. But not with our keys.
+        again = {vm_id for vm_id in self._lines.keys() - ended if not await self._store.exists(keys.absolute(vm_id.domain, keys.REPLY))}
+        for vm_id in ended | again:
+            await self._part(vm_id)
+        for vm_id in sorted(running.keys() - self._lines.keys(), key=lambda vm_id: vm_id.domain):
+            await self._welcome(running[vm_id])
+        for vm_id in (ended | again) - self._lines.keys():
             release = asyncio.create_task(self._release(vm_id.domain))
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
-        for vm_id in sorted(running.keys() - self._lines.keys(), key=lambda vm_id: vm_id.domain):
-            await self._welcome(running[vm_id])
+
+    async def _part(self, vm_id: VmId) -> None:
+        line = self._lines.pop(vm_id)
+        if line.server:
+            line.server.cancel()
+        try:
+            await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), _REQUESTS)
+        except NoEntry:
+            log.debug("the watch of domain %d is gone already", vm_id.domain)
+        log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
+        self._deliver(VmStopped(vm_id))
 
     async def _release(self, domain: DomainId) -> None:
         """Beside the rest: a VM that is slow to end must not keep others waiting."""

@@ -140,15 +140,13 @@ class Collection:
             _insert(database, vm)
         return vm
 
-    def add_new_disposablevm(
-        self, label: Label, memory_mib: int, *, asker: VmName | None = None, preloaded: bool = False
-    ) -> tuple[Vm, DomainId]:
-        """Record a new DisposableVM under the next number, which no other has had, and take a domain id for it."""
+    def add_new_disposablevm(self, label: Label, memory_mib: int, *, asker: VmName | None = None, preloaded: bool = False) -> Vm:
+        """Record a new DisposableVM under the next number, which no other has had."""
         with self._transaction() as database:
             name = VmName.parse(f"{_DISPOSABLE_PREFIX}{_next(database, _LAST_DISPOSABLE, _NUMBER_MAX)}")
             vm = Vm(name, uuid.uuid4(), Kind.DISPOSABLE, label, memory_mib, datetime.now(UTC), asker, preloaded)
             _insert(database, vm)
-            return vm, DomainId(_next(database, _LAST_DOMAIN, DOMAIN_ID_MAX))
+            return vm
 
     def claim(self, name: VmName, label: Label, asker: VmName) -> None:
         """A preloaded DisposableVM is ``asker``'s from now on. Raises :exc:`NoSuchVm`."""
@@ -184,9 +182,10 @@ class Collection:
                 raise NoSuchVm(name)
 
     def next_domain(self) -> DomainId:
-        """A domain id that this home has not used before; after :data:`DOMAIN_ID_MAX` starts they begin again, as Xen's do.
+        """A domain id, on a platform that leaves the choice to us, that this home has not used before.
 
-        It is kept here, not in the store, so that a new store does not bring old ids back.
+        After :data:`DOMAIN_ID_MAX` starts they begin again, as Xen's do. It is kept here, not in the store, so that a new store does
+        not bring old ids back.
         """
         with self._transaction() as database:
             return DomainId(_next(database, _LAST_DOMAIN, DOMAIN_ID_MAX))

@@ -8,20 +8,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Collection as AbstractCollection
-from pathlib import Path
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu, restoring, savefile, saving
+from qfilexchg.dom0.vms import restoring, savefile, saving
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import NoDisposable, RunningVm, VmId
-from qfilexchg.dom0.vms.processes import Process
-from qfilexchg.dom0.vms.restoring import Basis, Restored
 from qfilexchg.dom0.vms.savefile import NoSavefile, Savefile
+from qfilexchg.dom0.vms.toolstack import Basis, Toolstack
 from qfilexchg.errors import HostError, QfilexchgError
 from qfilexchg.protocol.names import VmName
 
-_SPARE_MIB = 128
-"""What a VM's QEMU takes beside the VM's own memory."""
 QUIET_S = 3.0
 """After one was taken: its document is to be opened first, and the processor is its own."""
 LOOK_AGAIN_S = 60.0
@@ -33,24 +29,23 @@ log = logging.getLogger(__name__)
 class Disposables:
     """:class:`~qfilexchg.dom0.vms.hypervisor.DisposableMaker` for the VMs of one home."""
 
-    def __init__(self, home: Home, collection: Collection, memory_mib: int, preload: int = 0) -> None:
+    def __init__(self, home: Home, collection: Collection, toolstack: Toolstack, memory_mib: int, preload: int = 0) -> None:
         self._home = home
         self._collection = collection
+        self._toolstack = toolstack
         self._memory_mib = memory_mib
         self._preload = preload
-        self._ready: deque[tuple[Savefile, Restored]] = deque()
+        self._ready: deque[tuple[Savefile, RunningVm]] = deque()
         self._refill = asyncio.Event()
         self._saving = asyncio.Lock()
         self._failure: Exception | None = None
         """Of the last savefile that was to be made."""
-        self._processes: dict[VmId, Process] = {}
 
     async def make(self, asker: RunningVm, preparing: Callable[[str], None]) -> RunningVm:
         try:
             restored = await self._restored(asker.name, preparing)
-            self._processes[restored.vm.id] = restored.process
             try:
-                await restoring.wake(self._home, restored)
+                await self._toolstack.wake(restored)
             except BaseException:
                 await self._end(restored)
                 raise
@@ -62,39 +57,36 @@ class Disposables:
             raise NoDisposable("no DisposableVM could be made", str(error)) from error
         finally:
             self._refill.set()
-        return restored.vm
+        return restored
 
-    async def _restored(self, asker: VmName, preparing: Callable[[str], None]) -> Restored:
+    async def _restored(self, asker: VmName, preparing: Callable[[str], None]) -> RunningVm:
         """One that waits ready, or a new one."""
         label = self._label(asker)
-        made_of = await restoring.basis(self._home, self._memory_mib)
+        made_of = await self._toolstack.basis(self._memory_mib)
         if not self._ready:
-            require_memory(self._home, self._collection, self._memory_mib)
+            await require_memory(self._toolstack, self._memory_mib)
         while True:
             saved = await self._fresh(made_of, preparing)
             if restored := await self._claim(saved, label, asker):
                 return restored
-            require_memory(self._home, self._collection, self._memory_mib)
+            await require_memory(self._toolstack, self._memory_mib)
             try:
-                return await restoring.restore(self._home, self._collection, saved, made_of, label, asker=asker)
+                return await restoring.restore(self._home, self._collection, self._toolstack, saved, made_of, label, asker=asker)
             except HostError:
                 if savefile.current(self._home) == saved:
                     raise  # else another has taken its place just now
 
     async def forget(self, vm: VmId) -> None:
-        if process := self._processes.pop(vm, None):
-            process.reap()
         for known in self._collection.list():
             if known.uuid == vm.uuid and known.kind is Kind.DISPOSABLE:
                 restoring.forget(self._home, self._collection, known.name)
 
     async def sweep(self, known: AbstractCollection[VmId]) -> None:
         try:
-            await saving.clean_up(self._home, self._collection)
+            await saving.clean_up(self._home, self._collection, self._toolstack)
         except (QfilexchgError, OSError) as error:
             log.error("of a savefile that was half made something is left: %s", error)
-        records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
-        running = {found.vm.id.uuid: found.vm for found in records if found}
+        running = {vm.id.uuid: vm for vm in (await self._toolstack.running()).values()}
         spared = {vm.uuid for vm in known}
         for vm in self._collection.list():
             # Others are the person's, or tried out with a new savefile, and may only just begin.
@@ -110,7 +102,7 @@ class Disposables:
             restoring.forget(self._home, self._collection, vm.name)
         else:
             log.info("%s is left over from before, and ends", vm.name)
-            await restoring.end(self._home, self._collection, found)
+            await restoring.end(self._home, self._collection, self._toolstack, found)
 
     async def keep_ready(self) -> None:
         """Keep as many VMs ready as are to be preloaded. Runs until it is cancelled; they are left to :meth:`sweep` then."""
@@ -132,39 +124,40 @@ class Disposables:
                     await asyncio.sleep(QUIET_S)
 
     async def _fill(self) -> None:
-        made_of = await restoring.basis(self._home, self._memory_mib)
+        made_of = await self._toolstack.basis(self._memory_mib)
         saved = savefile.current(self._home)
         saved.check(made_of.stamp)
         await self._discard_others(saved)
         while len(self._ready) < self._preload:
-            require_memory(self._home, self._collection, self._memory_mib)
-            restored = await restoring.restore(self._home, self._collection, saved, made_of, Label.RED, preloaded=True)
+            await require_memory(self._toolstack, self._memory_mib)
+            restored = await restoring.restore(self._home, self._collection, self._toolstack, saved, made_of, Label.RED, preloaded=True)
             self._ready.append((saved, restored))
-            log.info("%s is preloaded", restored.vm.name)
+            log.info("%s is preloaded", restored.name)
 
-    async def _claim(self, saved: Savefile, label: Label, asker: VmName) -> Restored | None:
+    async def _claim(self, saved: Savefile, label: Label, asker: VmName) -> RunningVm | None:
         """One that waits ready, for ``asker``: used once, and only if it was made from the savefile that is the current one."""
         await self._discard_others(saved)
         while entry := next((entry for entry in self._ready if entry[0] == saved), None):
             self._ready.remove(entry)
             _, restored = entry
             try:
-                self._collection.claim(restored.vm.name, label, asker)
+                self._collection.claim(restored.name, label, asker)
             except NoSuchVm:
                 pass  # it was ended meanwhile
             else:
-                if restored.process.running:
+                if not await self._has_ended(restored):
                     return restored
             await self._end(restored)
         return None
 
     async def _discard_others(self, saved: Savefile) -> None:
         """End those that were made from another savefile, and remove what is left of those that have ended."""
-        others = [entry for entry in self._ready if entry[0] != saved or not entry[1].process.running]
+        found = [entry for entry in list(self._ready) if entry[0] != saved or await self._has_ended(entry[1])]
+        others = [entry for entry in found if entry in self._ready]  # the rest were taken while we looked
         self._ready = deque(entry for entry in self._ready if entry not in others)
         try:
             for entry in list(others):
-                name = entry[1].vm.name
+                name = entry[1].name
                 log.info("%s was preloaded, and has ended or its savefile is stale", name)
                 try:
                     await self._end(entry[1])
@@ -175,10 +168,11 @@ class Disposables:
         finally:
             self._ready.extend(others)  # who comes next ends them, also if this one is told to stop
 
-    async def _end(self, restored: Restored) -> None:
-        self._processes.pop(restored.vm.id, None)
-        await restoring.end(self._home, self._collection, restored.vm)
-        restored.process.reap()
+    async def _has_ended(self, restored: RunningVm) -> bool:
+        return await self._toolstack.wait_for_end(restored.id, 0)
+
+    async def _end(self, restored: RunningVm) -> None:
+        await restoring.end(self._home, self._collection, self._toolstack, restored)
 
     async def _fresh(self, made_of: Basis, preparing: Callable[[str], None]) -> Savefile:
         """The current savefile, made anew if it cannot be used; one that fails fails for all who wait for it."""
@@ -202,7 +196,7 @@ class Disposables:
                 raise self._failure
             script = saved.script.read_bytes() if saved.script.exists() else None
             try:
-                return await saving.make(self._home, self._collection, made_of, script, preparing)
+                return await saving.make(self._home, self._collection, self._toolstack, made_of, script, preparing)
             except Exception as error:
                 self._failure = error
                 raise
@@ -214,28 +208,13 @@ class Disposables:
             return Label.RED
 
 
-def require_memory(home: Home, collection: Collection, memory_mib: int) -> None:
-    """Raise :exc:`NoDisposable` if the host has not enough memory for one more VM of this size.
-
-    DisposableVMs share the savefile's memory until they write to it, so what those that run have not taken yet is counted too.
-    """
-    with Path("/proc/meminfo").open(encoding="ascii") as file:
-        fields = {line.partition(":")[0]: int(line.split()[1]) for line in file}
-    available_mib, promised_mib = fields["MemAvailable"] >> 10, _promised_mib(home, collection)
-    if available_mib - promised_mib < memory_mib + _SPARE_MIB:
+async def require_memory(toolstack: Toolstack, memory_mib: int) -> None:
+    """Raise :exc:`NoDisposable` if the host has not enough memory for one more VM of this size."""
+    memory = await toolstack.memory()
+    needed_mib = memory_mib + memory.overhead_mib
+    if memory.available_mib - memory.promised_mib < needed_mib:
         raise NoDisposable(
-            f"a DisposableVM needs {memory_mib + _SPARE_MIB} MiB of memory, and the host has {available_mib} MiB left, of which those that "
-            f"run may take {promised_mib}: end a VM, or lower disposable_memory_mb",
+            f"a DisposableVM needs {needed_mib} MiB of memory, and the host has {memory.available_mib} MiB left, of which those that "
+            f"run may take {memory.promised_mib}: end a VM, or lower disposable_memory_mb",
             word="no-memory",
         )
-
-
-def _promised_mib(home: Home, collection: Collection) -> int:
-    """What the DisposableVMs that run may still take."""
-    sizes = {vm.uuid: vm.memory_mib + _SPARE_MIB for vm in collection.list() if vm.kind is Kind.DISPOSABLE}
-    records = (qemu.record(home, domain) for domain in qemu.domains(home))
-    return sum(
-        max(0, sizes[found.vm.id.uuid] - (found.process.private_bytes() >> 20))
-        for found in records
-        if found and found.process and found.vm.id.uuid in sizes
-    )

@@ -1,4 +1,4 @@
-"""The toolstack of the QEMU platform: what ``qvm-create``, ``qvm-start``, ``qvm-shutdown`` and their like do.
+"""What ``qvm-create``, ``qvm-start``, ``qvm-shutdown`` and their like do.
 
 A VM is started whole or not at all, and one command at a time starts or removes something. A domain that has ended by itself is
 cleaned up by qfilexchgd or by the next command here, whichever comes first.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from qfilexchg.dom0 import programs
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import acceleration, launch, qemu, qemu_command, restoring, run, services, template
+from qfilexchg.dom0.vms import choice, restoring, run, services, template
 from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import wait_until
+from qfilexchg.dom0.vms.toolstack import Toolstack, or_end
 from qfilexchg.errors import CallerError, QfilexchgError, VmError
 from qfilexchg.protocol.names import VmName
 
@@ -69,13 +69,13 @@ class StillRunning(HypervisorError):
 
 
 class Machines:
-    """The VMs of one home."""
+    """The VMs of one home, made by ``toolstack``, or by the home's own."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, toolstack: Toolstack | None = None) -> None:
         home.make()
         self._home = home
         self.collection = Collection(home.collection)
-        self.hypervisor = qemu.Qemu(home)
+        self.toolstack = toolstack or choice.toolstack(home)
 
     async def create(self, name: VmName, label: Label, memory_mib: int) -> Vm:
         """Record a new VM and make its private disk. Raises :exc:`~qfilexchg.dom0.vms.collection.NameTaken`."""
@@ -102,82 +102,79 @@ class Machines:
         shutil.rmtree(self._home.vm(name), ignore_errors=True)
         self.collection.remove(name)
 
-    def remove(self, name: VmName) -> None:
+    async def remove(self, name: VmName) -> None:
         """Delete a VM that does not run, with all its files. Raises :exc:`AlreadyRunning`."""
-        with services.toolstack_lock(self._home):
+        async with services.toolstack_turn(self._home):
             vm = self.collection.get(name)
-            if vm.name in self.running():
+            if vm.name in await self.running():
                 raise AlreadyRunning(vm.name)
             self._forget(vm.name)
 
-    def running(self) -> dict[VmName, qemu.Record]:
-        """The VMs that have a process, by name: even one that has lost the store, and the exchange with it, is found and ended."""
-        records = (qemu.record(self._home, domain) for domain in qemu.domains(self._home))
-        return {found.vm.name: found for found in records if found and found.process}
+    async def running(self) -> dict[VmName, RunningVm]:
+        """The VMs that have not ended, by name."""
+        return dict(await self.toolstack.running())
 
-    def running_id(self, name: VmName) -> VmId:
+    async def running_id(self, name: VmName) -> VmId:
         """Raises :exc:`~qfilexchg.dom0.vms.collection.NoSuchVm` or :exc:`NotRunning`."""
-        return self._running(name).vm.id
+        return (await self._running(name)).id
 
-    def _running(self, name: VmName) -> qemu.Record:
+    async def _running(self, name: VmName) -> RunningVm:
         vm = self.collection.get(name)
-        found = self.running().get(vm.name)
+        found = (await self.running()).get(vm.name)
         if found is None:
             raise NotRunning(vm.name)
         return found
+
+    @contextlib.asynccontextmanager
+    async def run(
+        self, name: VmName, argv: Sequence[str], *, user: str = "user", window: tuple[int, int] | None = None
+    ) -> AsyncIterator[run.Session]:
+        """Begin a command in a VM. Raises :exc:`NotRunning`, and what :meth:`~qfilexchg.dom0.vms.toolstack.Toolstack.run` raises."""
+        async with self.toolstack.run(await self.running_id(name), argv, user=user, window=window) as session:
+            yield session
 
     async def start(self, name: VmName, say: Callable[[str], None]) -> VmId:
         """Start a VM and return when it answers. The daemons are started too where they do not run.
 
         Raises :exc:`AlreadyRunning`, :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`,
-        :exc:`~qfilexchg.dom0.vms.launch.BootFailed` or what the daemons raise; then nothing of the VM is left running.
+        :exc:`~qfilexchg.dom0.vms.toolstack.BootFailed` or what the daemons raise; then nothing of the VM is left running.
         """
         vm = self.collection.get(name)
         if vm.kind is Kind.DISPOSABLE:
             raise NotStarted(vm.name)
-        booted = template.current(self._home)
-        os.utime(booted.folder)  # it is in use, and so not to be pruned
-        accelerator = (await acceleration.choose(self._home, booted)).accelerator
-        program = programs.find_program(qemu_command.PROGRAM)
+        made_of = await self.toolstack.basis(vm.memory_mib)
         with services.toolstack_lock(self._home):
             for service in services.start(self._home):
                 say(f"{service} started")
             await self.sweep()
-            if vm.name in self.running():
+            if vm.name in await self.running():
                 raise AlreadyRunning(vm.name)
-            domain = self.collection.next_domain()
-            machine = qemu_command.Machine(
-                vm.name, vm.uuid, domain, vm.memory_mib, launch.processors(), self._private_disk(vm.name), booted, accelerator
-            )
-            running = RunningVm(VmId(domain, vm.uuid), vm.name)
-            await launch.launch(self._home, running, vm.kind, [program, *qemu_command.command(machine, self._home)])
-        async with launch.or_kill(self._home, running):
-            await launch.wait_for_hello(self._home, running)
+            running = await self.toolstack.start(vm, self._private_disk(vm.name), made_of, {})
+        async with or_end(self.toolstack, running):
+            await self.toolstack.wait_for_hello(running)
         return running.id
 
     async def shutdown(self, name: VmName, deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:
         """Ask a VM to end, and return when it has. Raises :exc:`StillRunning` past the deadline, and :exc:`NotRunning`."""
-        found = self._running(name)
-        vm = found.vm.id
-        assert found.process is not None
+        vm = await self._running(name)
         try:
-            async with asyncio.timeout(deadline_s), run.session(self._home, vm.domain, _POWER_OFF, user="root") as session:
+            async with asyncio.timeout(deadline_s), self.toolstack.run(vm.id, _POWER_OFF, user="root") as session:
                 await session.output(run.ignore, run.ignore)
         except (run.NoAnswer, VmError, TimeoutError):
             pass  # it may be on its way out already; what counts is whether it ends
-        if not await asyncio.to_thread(found.process.wait, deadline_s):
-            raise StillRunning(f"{found.vm.name} has not ended within {deadline_s:g} s: 'qvm-kill {found.vm.name}' ends it at once")
-        await self._clean_up_after(found.vm)
+        if not await self.toolstack.wait_for_end(vm.id, deadline_s):
+            raise StillRunning(f"{vm.name} has not ended within {deadline_s:g} s: 'qvm-kill {vm.name}' ends it at once")
+        await self._clean_up_after(vm)
 
     async def kill(self, name: VmName) -> None:
         """End a VM at once, as by pulling its plug. Raises :exc:`NotRunning`."""
-        vm = self._running(name).vm
-        await self.hypervisor.kill(vm.id)
+        vm = await self._running(name)
+        await self.toolstack.hypervisor.kill(vm.id)
         await self._clean_up_after(vm)
 
     async def _clean_up_after(self, vm: RunningVm) -> None:
         """Remove what is left of a domain that has ended, and of a DisposableVM all."""
-        await self.hypervisor.release(vm.id.domain)
+        await self.toolstack.hypervisor.release(vm.id.domain)
         self._forget_disposable(vm.name)
 
     def _forget_disposable(self, name: VmName) -> None:
@@ -187,12 +184,7 @@ class Machines:
 
     async def sweep(self) -> None:
         """Clean up after domains that have ended. To be called with the toolstack's lock held, so that none is only starting."""
-        for domain in qemu.domains(self._home):
-            found = qemu.record(self._home, domain)
-            if found is None:
-                await self.hypervisor.release(domain)
-            elif found.process is None:
-                await self._clean_up_after(found.vm)
+        await self.toolstack.sweep(lambda vm: self._forget_disposable(vm.name))
 
     async def down(self, say: Callable[[str], None]) -> None:
         """End everything of this home: VMs in good order, those that do not go by force, then the daemons.
@@ -201,15 +193,14 @@ class Machines:
         """
         with services.toolstack_lock(self._home):
             disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
-            running = [found.vm for found in self.running().values()]
+            running = list((await self.running()).values())
             known = set(self._home.spool.iterdir())
             await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name in disposables))
             await self._taken(known)
             await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name not in disposables))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
-            for domain in qemu.domains(self._home):
-                shutil.rmtree(self._home.domain(domain), ignore_errors=True)
+            self.toolstack.clear()
             for vm in self.collection.list():
                 self._forget_disposable(vm.name)
 
@@ -222,9 +213,9 @@ class Machines:
 
     async def _down(self, vm: RunningVm, say: Callable[[str], None]) -> None:
         with contextlib.suppress(QfilexchgError):
-            if not await self.hypervisor.paused(vm.id):  # one that is still to be woken hears nobody
+            if not await self.toolstack.paused(vm.id):  # one that is still to be woken hears nobody
                 await self.shutdown(vm.name)
                 say(f"{vm.name} shut down")
                 return
-        await self.hypervisor.kill(vm.id)
+        await self.toolstack.hypervisor.kill(vm.id)
         say(f"{vm.name} killed")

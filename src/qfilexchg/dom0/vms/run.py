@@ -1,38 +1,31 @@
 """Runs commands in a VM for the person at the host; the protocol is in protocol/run.py.
 
-What the VM sends back is handed on as bytes, and never understood beyond the frames' three-byte headers and the exit status.
+How the bytes get to the VM's run agent and back is the platform's: a :data:`Way`. What the VM sends back is handed on as bytes, and
+never understood beyond the frames' three-byte headers and the exit status.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu_command
 from qfilexchg.dom0.vms.hypervisor import HypervisorError
-from qfilexchg.errors import CallerError
 from qfilexchg.protocol import run as protocol
-from qfilexchg.protocol.channels import RUN_PORTS
-from qfilexchg.protocol.names import DomainId
 
 HELLO_DEADLINE_S = 20.0
 _HELLO_TRY_S = 5.0
 """A VM that was just left by another command may take two hosts for one and wait for the first; a second call is clear."""
 _READ_BYTES = 64 << 10
-_UNREAD_MAX = 256 << 10
+UNREAD_MAX = 256 << 10
+"""Bytes that a way reads ahead of who hears them."""
 
-
-class AllPortsBusy(CallerError):
-    """As many commands run in the VM as it has ports."""
-
-    def __str__(self) -> str:
-        return f"{len(RUN_PORTS)} commands run in this VM already: wait for one to end"
+Way = Callable[[], contextlib.AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""One connection to a VM's run agent, with nobody else on it, each time it is called. At its end the command there is hung up, and what
+the VM has not read is dropped: one that reads no more must not keep us. Raises :exc:`NoAnswer` where there is no agent to be reached."""
 
 
 class NoAnswer(HypervisorError):
@@ -97,75 +90,47 @@ def ignore(_data: bytes) -> None:
 
 @contextlib.asynccontextmanager
 async def session(
-    home: Home,
-    domain: DomainId,
-    argv: Sequence[str],
-    *,
-    user: str = "user",
-    window: tuple[int, int] | None = None,
-    deadline_s: float = HELLO_DEADLINE_S,
+    way: Way, argv: Sequence[str], *, user: str = "user", window: tuple[int, int] | None = None, deadline_s: float | None = None
 ) -> AsyncIterator[Session]:
-    """Begin a command in a running VM, on the first port that no other program of the host uses.
+    """Begin a command in a running VM. An empty ``argv`` runs nothing.
 
-    An empty ``argv`` runs nothing. Raises :exc:`AllPortsBusy`, :exc:`~qfilexchg.protocol.run.CommandTooLong` and, when the agent
-    has not answered by the deadline, :exc:`NoAnswer`.
+    Raises :exc:`~qfilexchg.protocol.run.CommandTooLong`, what ``way`` raises and, when the agent has not answered by the deadline (of
+    :data:`HELLO_DEADLINE_S` seconds, where none is given), :exc:`NoAnswer`.
     """
     words = [os.fsencode(word) for word in argv]
-    with _free_port(home, domain) as number:
-        path = str(qemu_command.run_socket(home, domain, number))
-        started = await _begin(path, user, words, window, deadline_s)
-        try:
-            yield started
-        finally:
-            started._writer.transport.abort()  # a VM that reads no more must not keep us
+    async with contextlib.AsyncExitStack() as stack:
+        yield await _begin(stack, way, user, words, window, HELLO_DEADLINE_S if deadline_s is None else deadline_s)
 
 
-@contextlib.contextmanager
-def _free_port(home: Home, domain: DomainId) -> Iterator[int]:
-    for number in range(len(RUN_PORTS)):
-        lock = os.open(home.domain(domain) / f"run.{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        try:
-            yield number
-            return
-        finally:
-            os.close(lock)
-    raise AllPortsBusy
-
-
-async def _begin(path: str, user: str, argv: Sequence[bytes], window: tuple[int, int] | None, deadline_s: float) -> Session:
+async def _begin(
+    stack: contextlib.AsyncExitStack, way: Way, user: str, argv: Sequence[bytes], window: tuple[int, int] | None, deadline_s: float
+) -> Session:
+    """The connection is left to ``stack``."""
     nonce = secrets.token_bytes(protocol.NONCE_BYTES)
     request = protocol.Start(nonce, user, argv, window).encode()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             while True:
-                reader, writer = await _connect(path)
-                seeker = protocol.HelloSeeker(nonce)
-                try:
-                    async with asyncio.timeout(_HELLO_TRY_S):
-                        writer.write(request)
-                        while data := await reader.read(_READ_BYTES):
-                            rest = seeker.feed(data)
-                            if rest is not None:
-                                return Session(reader, writer, rest)
-                    raise NoAnswer("the VM has just ended")
-                except TimeoutError:
-                    writer.close()
-                except ConnectionError as error:
-                    writer.close()
-                    raise NoAnswer("the VM has just ended") from error
-                except BaseException:
-                    writer.close()
-                    raise
+                async with contextlib.AsyncExitStack() as attempt:
+                    reader, writer = await attempt.enter_async_context(way())
+                    try:
+                        async with asyncio.timeout(_HELLO_TRY_S):
+                            rest = await _hello(reader, writer, nonce, request)
+                    except TimeoutError:
+                        continue
+                    stack.push_async_exit(attempt.pop_all())
+                    return Session(reader, writer, rest)
     raise NoAnswer("the VM does not answer: it is still starting, or its run agent has ended")
 
 
-async def _connect(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nonce: bytes, request: bytes) -> bytes:
+    """What the VM has said after its hello."""
+    seeker = protocol.HelloSeeker(nonce)
     try:
-        return await asyncio.open_unix_connection(path, limit=_UNREAD_MAX)
-    except OSError as error:
-        raise NoAnswer("the VM's run port does not open", str(error)) from error
+        writer.write(request)
+        while data := await reader.read(_READ_BYTES):
+            if (rest := seeker.feed(data)) is not None:
+                return rest
+    except ConnectionError as error:
+        raise NoAnswer("the VM has just ended") from error
+    raise NoAnswer("the VM has just ended")

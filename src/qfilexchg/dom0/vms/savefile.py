@@ -2,8 +2,8 @@
 
 It is a folder with the VM's memory, the state of its devices, the disk that it had written to, the script that prepared it, and
 ``made.json``, by what it was made. Memory is mapped copy-on-write, the disk is copied as it is sparse, the state is read: no clone
-changes any of it. A savefile is used only where everything is as it was made by: the template, QEMU, the processor, the
-accelerator, the machine and its memory. Otherwise it is stale, and made again.
+changes any of it. A savefile is used only where everything is as it was made by: the template, the hypervisor, the processor,
+the machine and its memory. Which that is, its stamp, is the platform's to say. Otherwise it is stale, and made again.
 
 A savefile is built aside, tried, and takes the place of the last by the change of one link, so there is always one or none.
 """
@@ -19,10 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.programs import find_program
-from qfilexchg.dom0.vms import launch, qemu_command
-from qfilexchg.dom0.vms.acceleration import Accelerator
-from qfilexchg.dom0.vms.template import Template
 from qfilexchg.errors import HostError
 
 FORMAT = 1
@@ -113,28 +109,13 @@ def current(home: Home) -> Savefile:
     return Savefile(home.current_savefile.resolve())
 
 
-def stamp(template: Template, accelerator: Accelerator, memory_mib: int) -> Stamp:
-    """By what a savefile that is made now on this host is made."""
-    program = Path(find_program(qemu_command.PROGRAM)).resolve()
-    return {
-        "format": FORMAT,
-        "template": f"{template.folder.name} {_identity(template.root)}",
-        "QEMU": f"{program} {_identity(program)}",
-        "machine": qemu_command.fingerprint(template, accelerator, memory_mib, launch.processors()),
-        "accelerator": accelerator.value,
-        "processor": _processor(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
-        "number of processors": launch.processors(),
-        "memory size": memory_mib,
-    }
-
-
-def _identity(file: Path) -> str:
+def identity(file: Path) -> str:
     """Changes when the file is another one, as after an upgrade."""
     status = file.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _processor(cpuinfo: str) -> str:
+def processor(cpuinfo: str) -> str:
     """What the first processor of /proc/cpuinfo is and can, without what changes from one moment to the next."""
     wanted = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}
     lines = cpuinfo.partition("\n\n")[0].splitlines()

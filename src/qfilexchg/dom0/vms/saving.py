@@ -13,15 +13,16 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from qfilexchg.dom0 import programs
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import launch, qemu, qemu_command, restoring, run, services
-from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label
-from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot, VmId
-from qfilexchg.dom0.vms.restoring import Basis
+from qfilexchg.dom0.vms import restoring, run, services
+from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
+from qfilexchg.dom0.vms.hypervisor import RunningVm, Slot
 from qfilexchg.dom0.vms.savefile import Savefile
+from qfilexchg.dom0.vms.toolstack import Basis, Toolstack, or_end
 from qfilexchg.errors import HostError
 from qfilexchg.protocol import dvm_header, keys
 from qfilexchg.protocol.names import DOM0
@@ -59,21 +60,23 @@ class SavingFailed(HostError):
         return f"the savefile could not be made, {self.why}{said}"
 
 
-async def make(home: Home, collection: Collection, made_of: Basis, script: bytes | None, say: Callable[[str], None]) -> Savefile:
+async def make(
+    home: Home, collection: Collection, toolstack: Toolstack, made_of: Basis, script: bytes | None, say: Callable[[str], None]
+) -> Savefile:
     """Make a savefile, try it, and put it in the place of the last; one at a time is made in a home.
 
     ``script`` is run in the VM as its user before it is saved. ``say`` gets a line at each step. Raises :exc:`SavingFailed` or
     another HostError; then nothing has changed, and nothing is left.
     """
     async with _turn(home, say):
-        await _clean_up(home, collection)
+        await _clean_up(home, collection, toolstack)
         saved = Savefile(home.savefiles / f".{uuid.uuid4().hex}")
         saved.folder.mkdir(mode=0o700)
         try:
             say("booting a DisposableVM")
-            await _boot_and_save(home, collection, made_of, saved, script, say)
+            await _boot_and_save(home, toolstack, made_of, saved, script, say)
             say("trying the savefile")
-            await _try(home, collection, made_of, saved)
+            await _try(home, collection, toolstack, made_of, saved)
             await asyncio.to_thread(saved.sync)
             saved.record(made_of.stamp)
             return _publish(home, saved)
@@ -98,27 +101,24 @@ async def _turn(home: Home, say: Callable[[str], None]) -> AsyncIterator[None]:
         yield
 
 
-async def clean_up(home: Home, collection: Collection) -> None:
+async def clean_up(home: Home, collection: Collection, toolstack: Toolstack) -> None:
     """Remove what somebody who was killed had half made, unless a savefile is being made."""
     with (home.savefiles / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        await _clean_up(home, collection)
+        await _clean_up(home, collection, toolstack)
 
 
-async def _clean_up(home: Home, collection: Collection) -> None:
+async def _clean_up(home: Home, collection: Collection, toolstack: Toolstack) -> None:
     """Nobody else is at work: the lock is ours."""
     for folder in home.savefiles.glob(".[0-9a-f]*"):
         shutil.rmtree(folder, ignore_errors=True)
     tried = {vm.uuid: vm.name for vm in collection.list() if vm.asker == SAVED_VM}
-    hypervisor = qemu.Qemu(home)
-    for domain in qemu.domains(home):
-        found = qemu.record(home, domain)
-        if found and (found.vm.name == SAVED_VM or found.vm.id.uuid in tried):
-            await hypervisor.kill(found.vm.id)
-            await hypervisor.release(domain)
+    for vm in (await toolstack.running()).values():
+        if vm.name == SAVED_VM or vm.id.uuid in tried:
+            await toolstack.end(vm)
     for name in (SAVED_VM, *tried.values()):
         restoring.forget(home, collection, name)
 
@@ -133,43 +133,35 @@ async def make_disk(path: Path) -> None:
 
 
 async def _boot_and_save(
-    home: Home, collection: Collection, made_of: Basis, saved: Savefile, script: bytes | None, say: Callable[[str], None]
+    home: Home, toolstack: Toolstack, made_of: Basis, saved: Savefile, script: bytes | None, say: Callable[[str], None]
 ) -> None:
     await make_disk(saved.disk)
+    home.vm(SAVED_VM).mkdir(mode=0o700, parents=True, exist_ok=True)
+    vm = Vm(SAVED_VM, uuid.uuid4(), Kind.DISPOSABLE, Label.RED, made_of.memory_mib, datetime.now(UTC))
+    order = {keys.SAVE_REQUEST: "1", keys.BLOCK_SOURCE: DOM0, keys.TRANSACTION_SEQ: "1", keys.VIEW_ONLY: "0"}
     async with services.toolstack_turn(home):
-        domain = collection.next_domain()
-        running = RunningVm(VmId(domain, uuid.uuid4()), SAVED_VM)
-        home.vm(SAVED_VM).mkdir(mode=0o700, parents=True, exist_ok=True)
-        memory = qemu_command.MemoryFile(saved.memory, restored=False)
-        size, processors = made_of.memory_mib, launch.processors()
-        machine = qemu_command.Machine(
-            SAVED_VM, running.id.uuid, domain, size, processors, saved.disk, made_of.template, made_of.accelerator, memory
-        )
-        argv = [programs.find_program(qemu_command.PROGRAM), *qemu_command.command(machine, home)]
-        order = {keys.SAVE_REQUEST: "1", keys.BLOCK_SOURCE: DOM0, keys.TRANSACTION_SEQ: "1", keys.VIEW_ONLY: "0"}
-        await launch.launch(home, running, Kind.DISPOSABLE, argv, order)
-    async with launch.or_kill(home, running), await Store.connect(home.store_socket) as store:
-        path = keys.absolute(domain, keys.USED_MEMORY)
+        running = await toolstack.start(vm, saved.disk, made_of, order, save_to=saved)
+    async with or_end(toolstack, running), await Store.connect(home.store_socket) as store:
+        path = keys.absolute(running.id.domain, keys.USED_MEMORY)
         await store.write(path, b"")
-        await store.set_perms(path, keys.writable_by(domain))
+        await store.set_perms(path, keys.writable_by(running.id.domain))
         await store.watch(path, "")
-        await launch.wait_for_hello(home, running)
+        await toolstack.wait_for_hello(running)
         if script is not None:
-            await _put_script(home, running, saved, script)
+            await _put_script(toolstack, running, saved, script)
         say("rehearsing")
-        await _rehearse(home, running, saved, store, path)
+        await _rehearse(toolstack, running, saved, store, path)
         await asyncio.sleep(SETTLE_S)
         say("saving it")
-        hypervisor = qemu.Qemu(home)
-        await hypervisor.save(running.id, saved.state)
-        await hypervisor.release(domain)
+        await toolstack.save(running.id, saved)
+        await toolstack.end(running)
     shutil.rmtree(home.vm(SAVED_VM), ignore_errors=True)
 
 
-async def _put_script(home: Home, running: RunningVm, saved: Savefile, script: bytes) -> None:
+async def _put_script(toolstack: Toolstack, running: RunningVm, saved: Savefile, script: bytes) -> None:
     saved.script.write_bytes(script)
     argv = ("install", "-D", "-m", "0755", "/dev/stdin", _SCRIPT)
-    async with run.session(home, running.id.domain, argv, user="root") as session:
+    async with toolstack.run(running.id, argv, user="root") as session:
         feeding = asyncio.create_task(session.feed(_Bytes(script)))
         try:
             status = await session.output(run.ignore, run.ignore)
@@ -190,14 +182,14 @@ class _Bytes:
         return data
 
 
-async def _rehearse(home: Home, running: RunningVm, saved: Savefile, store: Store, path: str) -> None:
+async def _rehearse(toolstack: Toolstack, running: RunningVm, saved: Savefile, store: Store, path: str) -> None:
     """Give the VM a document to open, and return when it can be saved. Raises :exc:`SavingFailed`."""
     document = b"A document that is opened before any other.\n"
     image = saved.folder / "rehearsal"
     image.write_bytes(dvm_header.encode("rehearsal.txt", len(document)) + document)
     with image.open("r+b") as file:
         file.truncate(1 << 20)
-    hypervisor = qemu.Qemu(home)
+    hypervisor = toolstack.hypervisor
     await hypervisor.attach(running.id, Slot.INCOMING, image)
     said = await _hear(store, path, b"")
     if said != _REHEARSED:
@@ -223,21 +215,21 @@ async def _hear(store: Store, path: str, last: bytes) -> bytes:
         raise SavingFailed(f"as the VM was not ready within {REHEARSAL_DEADLINE_S:g} s") from None
 
 
-async def _try(home: Home, collection: Collection, made_of: Basis, saved: Savefile) -> None:
+async def _try(home: Home, collection: Collection, toolstack: Toolstack, made_of: Basis, saved: Savefile) -> None:
     """Restore one DisposableVM, and see whether it becomes a VM of its own. Raises :exc:`SavingFailed`, or what a restore raises."""
-    restored = await restoring.restore(home, collection, saved, made_of, Label.RED, asker=SAVED_VM)
+    restored = await restoring.restore(home, collection, toolstack, saved, made_of, Label.RED, asker=SAVED_VM)
     try:
         await asyncio.sleep(_STAND_S)
-        await restoring.wake(home, restored)
-        await launch.wait_for_hello(home, restored.vm)
-        argv = ("sh", "-c", _TRIAL, "sh", restored.vm.name)
-        async with asyncio.timeout(_TRIAL_DEADLINE_S), run.session(home, restored.vm.id.domain, argv, user="root") as session:
+        await toolstack.wake(restored)
+        await toolstack.wait_for_hello(restored)
+        argv = ("sh", "-c", _TRIAL, "sh", restored.name)
+        async with asyncio.timeout(_TRIAL_DEADLINE_S), toolstack.run(restored.id, argv, user="root") as session:
             if await session.output(run.ignore, run.ignore):
                 raise SavingFailed("as one that was restored does not become itself, or waits for no document")
     except TimeoutError:
         raise SavingFailed(f"as one that was restored did not answer within {_TRIAL_DEADLINE_S:g} s") from None
     finally:
-        await restoring.end(home, collection, restored.vm)
+        await restoring.end(home, collection, toolstack, restored)
 
 
 def _publish(home: Home, saved: Savefile) -> Savefile:

@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu_command
-from qfilexchg.dom0.vms.acceleration import Accelerator
 from qfilexchg.dom0.vms.hypervisor import Slot
-from qfilexchg.dom0.vms.qemu_command import MemoryFile
+from qfilexchg.dom0.vms.qemu import command
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator
+from qfilexchg.dom0.vms.qemu.command import MemoryFile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
 from qfilexchg.protocol.names import DomainId, VmName
@@ -22,8 +22,8 @@ HOME = Home(Path("/h"), Path("/h/run"), Path("/c"))
 def words(accelerator: Accelerator = Accelerator.TCG, home: Home = HOME, memory: MemoryFile | None = None) -> list[str]:
     name = VmName.parse("work")
     disk = home.vm(name) / "private.img"
-    machine = qemu_command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator, memory)
-    return qemu_command.command(machine, home)
+    machine = command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator, memory)
+    return command.command(machine, home)
 
 
 def values(option: str, found: list[str]) -> list[str]:
@@ -121,7 +121,7 @@ class TestDisposable:
 
     def test_the_fingerprint_changes_with_the_hardware_alone(self) -> None:
         template = Template(Path("/t"))
-        known = qemu_command.fingerprint(template, Accelerator.TCG, 256, 2)
-        assert qemu_command.fingerprint(template, Accelerator.TCG, 256, 2) == known
+        known = command.fingerprint(template, Accelerator.TCG, 256, 2)
+        assert command.fingerprint(template, Accelerator.TCG, 256, 2) == known
         others = [(Accelerator.KVM, 256, 2), (Accelerator.TCG, 512, 2), (Accelerator.TCG, 256, 1)]
-        assert len({known, *(qemu_command.fingerprint(template, *other) for other in others)}) == 4
+        assert len({known, *(command.fingerprint(template, *other) for other in others)}) == 4

@@ -8,9 +8,9 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.programs import ProgramFailed
-from qfilexchg.dom0.vms import acceleration
-from qfilexchg.dom0.vms.acceleration import Accelerator, Choice
 from qfilexchg.dom0.vms.processes import boot_id
+from qfilexchg.dom0.vms.qemu import acceleration
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator, Choice
 from qfilexchg.dom0.vms.template import Template
 
 

@@ -1,7 +1,4 @@
-"""A domain on QEMU, from nothing to a VM that answers: whole, or nothing of it is left.
-
-What every start has in common, be it a VM's own, that of one from which a savefile is made, or a DisposableVM's from a savefile.
-"""
+"""A domain on QEMU, from nothing to a VM that answers: whole, or nothing of it is left."""
 
 from __future__ import annotations
 
@@ -12,25 +9,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu, run
+from qfilexchg.dom0.vms import run
 from qfilexchg.dom0.vms.collection import Kind
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import Process
+from qfilexchg.dom0.vms.qemu import channels, hypervisor
+from qfilexchg.dom0.vms.toolstack import START_DEADLINE_S, BootFailed
 from qfilexchg.protocol import keys
 from qfilexchg.xenstore.client import Store
 
-START_DEADLINE_S = 180.0
-"""Under emulation, on a busy host."""
-_CONSOLE_LINES = 20
 _STEP_S = 0.02
-
-
-class BootFailed(HypervisorError):
-    """A VM that ended or fell silent before it was ready. ``detail`` is the end of what it said, or of QEMU's log."""
-
-    def __str__(self) -> str:
-        lines = self.detail.splitlines()[-_CONSOLE_LINES:]
-        return "\n".join((f"{self.what}{'; the last it said:' if lines else ''}", *(ascii(line)[1:-1] for line in lines)))
 
 
 def processors() -> int:
@@ -38,7 +26,7 @@ def processors() -> int:
     return min(2, len(os.sched_getaffinity(0)))
 
 
-async def launch(home: Home, running: RunningVm, kind: Kind, argv: list[str], more_keys: Mapping[str, str] | None = None) -> Process:
+async def launch(home: Home, running: RunningVm, kind: Kind, argv: list[str], more_keys: Mapping[str, str]) -> Process:
     """Introduce the domain to the store and start its QEMU; ``more_keys`` are relative, and readable to the VM.
 
     To be called with the toolstack's lock held, so that nobody takes the domain for one that has ended. Raises :exc:`BootFailed`.
@@ -46,16 +34,16 @@ async def launch(home: Home, running: RunningVm, kind: Kind, argv: list[str], mo
     domain = running.id.domain
     home.domain(domain).mkdir(mode=0o700, parents=True)
     async with or_kill(home, running):
-        qemu.Record(running, None).save(home)
+        hypervisor.Record(running, None).save(home)
         async with await Store.connect(home.store_socket) as store:
-            await _write_keys(store, running, kind, more_keys or {})
+            await _write_keys(store, running, kind, more_keys)
             await store.introduce(domain)
         log = home.vm(running.name) / "qemu.log"
         log.unlink(missing_ok=True)
         process = Process.start(argv, log=log)
         if process is None:
             raise BootFailed(f"{running.name}: QEMU ended at once", _tail(home, running))
-        qemu.Record(running, process).save(home)
+        hypervisor.Record(running, process).save(home)
         return process
 
 
@@ -65,22 +53,22 @@ async def or_kill(home: Home, running: RunningVm) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        hypervisor = qemu.Qemu(home)
-        await hypervisor.kill(running.id)
-        await hypervisor.release(running.id.domain)
+        qemu = hypervisor.Qemu(home)
+        await qemu.kill(running.id)
+        await qemu.release(running.id.domain)
         raise
 
 
 async def wait_for_hello(home: Home, running: RunningVm) -> None:
     """Return when the VM's run agent answers. Raises :exc:`BootFailed`."""
-    found = qemu.record(home, running.id.domain)
+    found = hypervisor.record(home, running.id.domain)
     try:
         if found is None or found.process is None:
             raise run.NoAnswer("QEMU ended at once")
         await _hello(home, running.id, found.process)
     except run.NoAnswer as error:
         try:
-            said = await qemu.Qemu(home).console(running.id)
+            said = await hypervisor.Qemu(home).console(running.id)
         except HypervisorError:
             said = _tail(home, running)
         runs = found is not None and found.process is not None and found.process.running
@@ -92,7 +80,7 @@ async def _hello(home: Home, vm: VmId, process: Process) -> None:
     end = time.monotonic() + START_DEADLINE_S
     while True:
         try:
-            async with run.session(home, vm.domain, [], deadline_s=end - time.monotonic()) as session:
+            async with channels.session(home.domain(vm.domain), [], deadline_s=end - time.monotonic()) as session:
                 await session.output(run.ignore, run.ignore)
             return
         except run.NoAnswer:
@@ -109,7 +97,7 @@ def _tail(home: Home, running: RunningVm) -> str:
 async def _write_keys(store: Store, running: RunningVm, kind: Kind, more: Mapping[str, str]) -> None:
     """What libxl writes and the exchange reads. The domain may read its own keys and write none."""
     domain = running.id.domain
-    vm_path = qemu.vm_path(running.id.uuid)
+    vm_path = hypervisor.vm_path(running.id.uuid)
     values = {
         keys.absolute(domain, keys.VM_PATH): vm_path,
         keys.absolute(domain, keys.NAME): running.name,

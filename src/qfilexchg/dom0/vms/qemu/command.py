@@ -14,8 +14,9 @@ from pathlib import Path
 from uuid import UUID
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.acceleration import Accelerator
 from qfilexchg.dom0.vms.hypervisor import Slot
+from qfilexchg.dom0.vms.qemu.acceleration import Accelerator
+from qfilexchg.dom0.vms.qemu.channels import run_socket
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
 from qfilexchg.protocol.names import DomainId, VmName
@@ -71,11 +72,6 @@ class MemoryFile:
 
 def qmp_socket(home: Home, domain: DomainId) -> Path:
     return home.domain(domain) / "qmp"
-
-
-def run_socket(home: Home, domain: DomainId, number: int) -> Path:
-    """Where the host side of ``RUN_PORTS[number]`` is served."""
-    return home.domain(domain) / f"run.{number}.socket"
 
 
 def command(machine: Machine, home: Home) -> list[str]:
@@ -141,7 +137,7 @@ def _channels(domain: DomainId, home: Home) -> list[str]:
     for number, name in enumerate(STORE_PORTS):
         ports.append((f"store{number}", name, f"path={_escaped(home.store_domain_socket(domain))}"))
     for number, name in enumerate(RUN_PORTS):
-        ports.append((f"run{number}", name, f"path={_escaped(run_socket(home, domain, number))},server=on,wait=off"))
+        ports.append((f"run{number}", name, f"path={_escaped(run_socket(home.domain(domain), number))},server=on,wait=off"))
     # Port 0 is kept for a console by virtio-serial itself.
     words = ["-device", f"virtio-serial-pci,id=channels,max_ports={len(ports) + 1}"]
     for chardev, name, address in ports:

@@ -22,9 +22,9 @@ from uuid import UUID
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import qemu_command, qemu_state
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
 from qfilexchg.dom0.vms.processes import Process
+from qfilexchg.dom0.vms.qemu import command, state
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
 from qfilexchg.xenstore.client import Store
@@ -83,11 +83,22 @@ def record(home: Home, domain: DomainId) -> Record | None:
     return Record(vm, Process.load(folder / _PROCESS))
 
 
+def running(home: Home) -> dict[VmName, Record]:
+    """The VMs that have a process, by name."""
+    records = (record(home, domain) for domain in domains(home))
+    return {found.vm.name: found for found in records if found and found.process}
+
+
 class Qemu:
     """:class:`~qfilexchg.dom0.vms.hypervisor.Hypervisor` for the VMs of one home."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._children: dict[DomainId, Process] = {}
+
+    def adopt(self, domain: DomainId, process: Process) -> None:
+        """``process`` is a child of ours: when it has ended, :meth:`release` leaves no zombie, even if others have cleaned up before."""
+        self._children[domain] = process
 
     async def running(self) -> Mapping[DomainId, RunningVm]:
         """A domain runs from the moment the store knows it until the store has seen it end, as on Xen.
@@ -130,7 +141,7 @@ class Qemu:
         try:
             async with self._session(vm, f"detach {slot.value}", DETACH_DEADLINE_S) as qmp:
                 await _unplug(qmp, slot)
-                for node in (qemu_command.pendrive_node(slot), qemu_command.pendrive_file_node(slot)):
+                for node in (command.pendrive_node(slot), command.pendrive_file_node(slot)):
                     await _delete_node(qmp, node)
         except VmGone:
             return
@@ -164,6 +175,9 @@ class Qemu:
         # QEMU closes its sockets, by which the store learns of the end, a moment before its process is gone.
         if found and found.process and not await asyncio.to_thread(found.process.wait, _KILL_DEADLINE_S):
             raise HypervisorError(f"domain {domain} runs still")
+        if child := self._children.get(domain):
+            await asyncio.to_thread(child.wait, _KILL_DEADLINE_S)
+            self._children.pop(domain, None)
         async with await Store.connect(self._home.store_socket) as store:
             for path in (keys.home(domain), *((vm_path(found.vm.id.uuid),) if found else ())):
                 with contextlib.suppress(NoEntry):
@@ -172,16 +186,16 @@ class Qemu:
                 await store.release(domain)
         shutil.rmtree(self._home.domain(domain), ignore_errors=True)
 
-    async def save(self, vm: VmId, state: Path) -> None:
-        """Stop the VM, write its state to the new file ``state``, and end it. Its memory is in the file that it was started with."""
+    async def save(self, vm: VmId, file: Path) -> None:
+        """Stop the VM, write its state to the new ``file``, and end it. Its memory is in the file that it was started with."""
         async with self._session(vm, "save its state", SAVE_DEADLINE_S) as qmp:
-            await qemu_state.save(qmp, state)
+            await state.save(qmp, file)
         await self.kill(vm)
 
-    async def restore(self, vm: VmId, state: Path) -> None:
+    async def restore(self, vm: VmId, file: Path) -> None:
         """Give a VM that was started to be restored its state. It is stopped then, until :meth:`resume`."""
         async with self._session(vm, "restore its state", RESTORE_DEADLINE_S) as qmp:
-            await qemu_state.load(qmp, state)
+            await state.load(qmp, file)
 
     async def resume(self, vm: VmId) -> None:
         """Let a restored VM run."""
@@ -198,7 +212,7 @@ class Qemu:
     async def console(self, vm: VmId) -> str:
         """The end of what the VM has said on its serial console: its own text, to be shown escaped."""
         async with self._session(vm, "read the console", QUERY_DEADLINE_S) as qmp:
-            arguments = {"device": qemu_command.CONSOLE, "size": 64 << 10, "format": "utf8"}
+            arguments = {"device": command.CONSOLE, "size": 64 << 10, "format": "utf8"}
             return str(await qmp.execute("ringbuf-read", arguments))
 
     def _record(self, vm: VmId) -> Record | None:
@@ -215,7 +229,7 @@ class Qemu:
         qmp = QMPClient(f"domain {vm.domain}")
         try:
             async with asyncio.timeout(deadline_s):
-                await _connect(qmp, qemu_command.qmp_socket(self._home, vm.domain), found.process)
+                await _connect(qmp, command.qmp_socket(self._home, vm.domain), found.process)
                 yield qmp
         except ExecuteError as error:
             raise HypervisorError(what, str(error)) from error
@@ -255,7 +269,7 @@ def _node(slot: Slot, image: Path) -> dict[str, object]:
     """The image as raw bytes: its content is the VM's, and must never be taken for an image format."""
     file = {
         "driver": "file",
-        "node-name": qemu_command.pendrive_file_node(slot),
+        "node-name": command.pendrive_file_node(slot),
         "filename": str(image),
         "locking": "on",
         "discard": "unmap",
@@ -264,7 +278,7 @@ def _node(slot: Slot, image: Path) -> dict[str, object]:
     }
     return {
         "driver": "raw",
-        "node-name": qemu_command.pendrive_node(slot),
+        "node-name": command.pendrive_node(slot),
         "discard": "unmap",
         "cache": {"direct": False, "no-flush": True},
         "file": file,
@@ -274,9 +288,9 @@ def _node(slot: Slot, image: Path) -> dict[str, object]:
 def _disk(slot: Slot) -> dict[str, object]:
     return {
         "driver": "virtio-blk-pci",
-        "id": qemu_command.pendrive_disk(slot),
-        "bus": qemu_command.pendrive_bus(slot),
-        "drive": qemu_command.pendrive_node(slot),
+        "id": command.pendrive_disk(slot),
+        "bus": command.pendrive_bus(slot),
+        "drive": command.pendrive_node(slot),
         "serial": slot.value,
         # The default would stop the whole VM when the host's disk is full. The VM is to see the error.
         "werror": "report",
@@ -293,19 +307,19 @@ async def _nodes(qmp: QMPClient) -> dict[str, Any]:
 async def _image(qmp: QMPClient, slot: Slot) -> Path | None:
     """The image of a slot, whether its disk is complete or only half there."""
     nodes = await _nodes(qmp)
-    node = nodes.get(qemu_command.pendrive_node(slot)) or nodes.get(qemu_command.pendrive_file_node(slot))
+    node = nodes.get(command.pendrive_node(slot)) or nodes.get(command.pendrive_file_node(slot))
     return Path(node["file"]) if node else None
 
 
 async def _has_disk(qmp: QMPClient, slot: Slot) -> bool:
     devices = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
     assert isinstance(devices, list)
-    return any(device["name"] == qemu_command.pendrive_disk(slot) for device in devices)
+    return any(device["name"] == command.pendrive_disk(slot) for device in devices)
 
 
 async def _unplug(qmp: QMPClient, slot: Slot) -> None:
     """Return when the VM's kernel has let go of the disk."""
-    disk = qemu_command.pendrive_disk(slot)
+    disk = command.pendrive_disk(slot)
 
     def gone(event: Mapping[str, Any]) -> bool:
         return bool(event["data"].get("device") == disk)
