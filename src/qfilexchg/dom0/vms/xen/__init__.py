@@ -1,0 +1,1 @@
+"""The Xen platform: xl, and the genuine xenstored."""

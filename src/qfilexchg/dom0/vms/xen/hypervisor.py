@@ -1,0 +1,267 @@
+"""The Xen platform as the exchange sees it: any domU that runs, be it one of ours or not.
+
+xl makes the changes, and the store tells when they have come true: a disk is attached when its backend in dom0 is connected, and
+detached when that backend's node is gone and no loop device has the image any more. Both are waited for by watches. A domain id
+is used again, so it is compared with the VM's UUID before something is done and after.
+
+A pendrive's image lies below the home's data. A disk in a slot that lies elsewhere is somebody else's: it is in the way of an
+attachment, and never taken away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
+from qfilexchg.dom0.vms.xen import config, nodes, records, xl
+from qfilexchg.dom0.vms.xen.loops import LoopDevices
+from qfilexchg.dom0.vms.xen.nodes import Disk
+from qfilexchg.dom0.vms.xen.xl import Listed
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import DomainId
+from qfilexchg.xenstore.client import Store
+from qfilexchg.xenstore.errors import StoreError, StoreLost
+
+ATTACH_DEADLINE_S = 30.0
+DETACH_DEADLINE_S = 30.0
+"""xl waits 10 s for the VM's kernel to let go of the disk, and as long again when it forces it."""
+KILL_DEADLINE_S = 60.0
+QUERY_DEADLINE_S = 30.0
+
+_tokens = itertools.count()
+
+log = logging.getLogger(__name__)
+
+
+class Xen:
+    """:class:`~qfilexchg.dom0.vms.hypervisor.Hypervisor` for the VMs of this computer."""
+
+    def __init__(self, home: Home, loops: LoopDevices | None = None) -> None:
+        self._home = home
+        self._loops = loops or LoopDevices()
+        self._turns: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+        self.kills = 0
+        """How many VMs have been ended by :meth:`kill`."""
+
+    async def running(self) -> Mapping[DomainId, RunningVm]:
+        return {vm.id.domain: vm for listed, vm in (await self.listed()).items() if listed.runs}
+
+    async def listed(self) -> Mapping[Listed, RunningVm]:
+        """Every VM that is not about to go, dom0 excepted: also one that has shut down and is still to be destroyed.
+
+        Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not.
+        """
+        async with self._operation("Xen cannot be asked which VMs run", QUERY_DEADLINE_S) as store:
+            listed = [found for found in await xl.list_domains() if found.domain and not found.dying]
+            said = await asyncio.gather(*(nodes.identity(store, found.domain) for found in listed))
+            vms = {
+                found: RunningVm(VmId(found.domain, found.uuid), name)
+                for found, (uuid, name) in zip(listed, said, strict=True)
+                if found.uuid == uuid and name is not None
+            }
+            await records.complete(self._home, store, {vm.id.uuid: vm.id.domain for vm in vms.values()})
+            return vms
+
+    async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
+        turn = self._turns.setdefault(image, asyncio.Lock())
+        async with turn:
+            await self._attach(vm, slot, image)
+
+    async def _attach(self, vm: VmId, slot: Slot, image: Path) -> None:
+        begun = False
+        try:
+            async with self._operation(f"domain {vm.domain}: cannot attach {slot.value}", ATTACH_DEADLINE_S) as store:
+                await self._require(store, vm)
+                disk = await nodes.disk(store, vm.domain, slot.value)
+                if disk is None:
+                    await self._require_free(store, image)
+                    begun = True
+                    spec = config.disk(slot.value, image, writable=True)
+                    await xl.run("block-attach", str(vm.domain), spec, deadline_s=ATTACH_DEADLINE_S)
+                elif disk.image != image:
+                    raise HypervisorError(f"domain {vm.domain} has another image as {slot.value}", str(disk.image))
+                begun = True
+                await self._connected(store, vm.domain, slot)
+                await self._require(store, vm)
+        except BaseException as error:
+            if begun:
+                await self._take_back(vm.domain, slot, image)
+            if isinstance(error, HypervisorError) and await self._has_ended(vm):
+                raise VmGone(f"domain {vm.domain} has ended") from error
+            raise
+
+    async def _require_free(self, store: Store, image: Path) -> None:
+        """Raise HypervisorError if a VM has the image; return when no VM that had it is still about to let go of it."""
+        if self._loops.holding(image):
+            if (holder := await _holder(store, image)) is not None:
+                raise HypervisorError(f"the image is attached to domain {holder}", str(image))
+            await self._loops.released(image)
+
+    async def _connected(self, store: Store, domain: DomainId, slot: Slot) -> None:
+        """Return when the VM has the disk."""
+
+        async def is_connected() -> bool:
+            disk = await nodes.disk(store, domain, slot.value)
+            if disk is None:
+                raise HypervisorError(f"domain {domain}: {slot.value} has gone again while it was attached")
+            if not disk.online or disk.state in {nodes.CLOSING, nodes.CLOSED}:
+                raise HypervisorError(f"domain {domain} does not take {slot.value}", f"the backend's state is {disk.state}")
+            return disk.state == nodes.CONNECTED
+
+        await until(store, is_connected, nodes.backend(domain, slot.value))
+
+    async def _take_back(self, domain: DomainId, slot: Slot, image: Path) -> None:
+        """Leave the image attached nowhere, whatever VM the domain is now. One that does not give it back is killed."""
+        try:
+            async with self._operation(f"domain {domain}: cannot take back {slot.value}", DETACH_DEADLINE_S) as store:
+                disk = await nodes.disk(store, domain, slot.value)
+                if disk is not None and disk.image == image:
+                    await self._remove(store, domain, slot, force=True)
+                if await _holder(store, image) is None:
+                    await self._loops.released(image)
+        except HypervisorError as error:
+            log.error("%s: the VM is killed, as the image must not be in two places", error)
+            async with self._operation(f"domain {domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
+                uuid = await nodes.uuid(store, domain)
+            if uuid is not None:
+                await self.kill(VmId(domain, uuid))
+
+    async def detach(self, vm: VmId, slot: Slot) -> None:
+        """A VM that does not let go is given time, and the failure is raised. It is forced when that is tried again."""
+        async with self._operation(f"domain {vm.domain}: cannot detach {slot.value}", DETACH_DEADLINE_S) as store:
+            uuid = await nodes.uuid(store, vm.domain)
+            disk = await nodes.disk(store, vm.domain, slot.value)
+            if disk is None or uuid not in {None, vm.uuid}:
+                await self._forgotten_released(store)
+                return
+            if not self._is_ours(disk):
+                return
+            if uuid is None:
+                await self._gone(store, vm.domain, slot)  # the VM has ended, and what it had is taken away
+            else:
+                await self._remove(store, vm.domain, slot, force=not disk.online)
+            assert disk.image is not None
+            await self._loops.released(disk.image)
+
+    async def _forgotten_released(self, store: Store) -> None:
+        """Return when no loop device has an image of ours that no VM has: one left by a detaching that was broken off, or by a VM's end."""
+        # The devices first: a backend is there before its device is bound, so none that is being attached looks forgotten.
+        images = {image for image in self._loops.bound().values() if self._is_below_data(image)}
+        if images:
+            held = {_real(image) for _, image in await nodes.images(store)}
+            await asyncio.gather(*(self._loops.released(image) for image in images - held))
+
+    async def _remove(self, store: Store, domain: DomainId, slot: Slot, *, force: bool) -> None:
+        """Return when the backend is gone."""
+        try:
+            await xl.run("block-detach", *(("--force",) if force else ()), str(domain), slot.value, deadline_s=DETACH_DEADLINE_S)
+        except HypervisorError:
+            if await nodes.disk(store, domain, slot.value) is not None and await nodes.uuid(store, domain) is not None:
+                raise  # else the VM has ended meanwhile, and everything of it goes
+        await self._gone(store, domain, slot)
+
+    async def _gone(self, store: Store, domain: DomainId, slot: Slot) -> None:
+        async def is_gone() -> bool:
+            return await nodes.disk(store, domain, slot.value) is None
+
+        await until(store, is_gone, nodes.backend(domain, slot.value))
+
+    async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
+        async with self._operation(f"domain {vm.domain}: cannot list the disks", QUERY_DEADLINE_S) as store:
+            if await nodes.uuid(store, vm.domain) != vm.uuid:
+                return {}
+            disks = {slot: await nodes.disk(store, vm.domain, slot.value) for slot in Slot}
+        return {slot: disk.image for slot, disk in disks.items() if disk and disk.image and self._is_ours(disk)}
+
+    def _is_ours(self, disk: Disk) -> bool:
+        return disk.image is not None and self._is_below_data(disk.image)
+
+    def _is_below_data(self, image: Path) -> bool:
+        """What is kept is the person's, to be mounted by hand."""
+        image = _real(image)
+        return image.is_relative_to(_real(self._home.data)) and not image.is_relative_to(_real(self._home.kept))
+
+    async def kill(self, vm: VmId) -> None:
+        async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
+            if await nodes.uuid(store, vm.domain) == vm.uuid:
+                try:
+                    await xl.run("destroy", str(vm.domain), deadline_s=KILL_DEADLINE_S)
+                except HypervisorError:
+                    if await nodes.uuid(store, vm.domain) == vm.uuid:
+                        raise
+            await self.ended(store, vm)
+            await self._forgotten_released(store)
+            self.kills += 1
+
+    async def ended(self, store: Store, vm: VmId) -> None:
+        """Return when the VM is gone, and dom0's end of all its disks."""
+
+        async def has_ended() -> bool:
+            uuid = await nodes.uuid(store, vm.domain)
+            if uuid is not None:
+                return uuid != vm.uuid
+            return not await store.is_introduced(vm.domain) and not await nodes.children(store, nodes.backends(vm.domain))
+
+        await until(store, has_ended, keys.home(vm.domain), nodes.backends(vm.domain), keys.RELEASE_DOMAIN)
+
+    async def release(self, domain: DomainId) -> None:
+        """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours."""
+        async with self._operation(f"domain {domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
+            uuid = await nodes.uuid(store, domain)
+        for record in records.all_records(self._home):
+            if record.domain == domain and record.uuid != uuid:
+                records.remove(self._home, record.uuid)
+
+    async def _require(self, store: Store, vm: VmId) -> None:
+        if await nodes.uuid(store, vm.domain) != vm.uuid:
+            raise VmGone(f"domain {vm.domain} does not run any more")
+
+    async def _has_ended(self, vm: VmId) -> bool:
+        try:
+            async with self._operation(f"domain {vm.domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
+                return await nodes.uuid(store, vm.domain) != vm.uuid
+        except HypervisorError:
+            return False
+
+    def _operation(self, what: str, deadline_s: float) -> contextlib.AbstractAsyncContextManager[Store]:
+        return operation(self._home, what, deadline_s)
+
+
+@contextlib.asynccontextmanager
+async def operation(home: Home, what: str, deadline_s: float) -> AsyncIterator[Store]:
+    """A connection to the store for one operation. Whatever goes wrong in it is a HypervisorError."""
+    try:
+        async with asyncio.timeout(deadline_s), await Store.connect(home.store_socket) as store:
+            yield store
+    except TimeoutError as error:
+        raise HypervisorError(what, f"it was not done within {deadline_s:g} s") from error
+    except (StoreLost, StoreError) as error:
+        raise HypervisorError(what, str(error)) from error
+
+
+def _real(path: Path) -> Path:
+    """What the kernel calls it."""
+    return Path(os.path.realpath(path))
+
+
+async def _holder(store: Store, image: Path) -> DomainId | None:
+    """A VM that has the image."""
+    return next((domain for domain, held in await nodes.images(store) if held == image), None)
+
+
+async def until(store: Store, reached: Callable[[], Awaitable[bool]], *paths: str) -> None:
+    """Return when ``reached()``; it is asked again when something happens to one of the paths."""
+    token = f"until {next(_tokens)}"
+    for path in paths:
+        await store.watch(path, token)
+    while not await reached():
+        if await store.events.get() is None:
+            raise StoreLost("it ended while something was waited for")

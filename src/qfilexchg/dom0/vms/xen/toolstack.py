@@ -1,0 +1,337 @@
+"""The toolstack of the Xen platform: xl, and the keys that our VMs have besides those of libxl's.
+
+A VM is made paused, gets its keys, and runs then. Its configuration is a file for as long as xl reads it; xl keeps what it needs. The
+process that xl leaves behind destroys the VM when it has ended. A DisposableVM is restored from what ``xl save`` has written, under a
+name, a UUID and a volatile disk of its own; that disk has no name any more once its loop device has it open, so when the VM ends, however
+that comes, nothing of it is on the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import run, savefile, template
+from qfilexchg.dom0.vms.collection import Collection, Vm
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
+from qfilexchg.dom0.vms.savefile import Savefile, Stamp
+from qfilexchg.dom0.vms.template import Template
+from qfilexchg.dom0.vms.toolstack import START_DEADLINE_S, Basis, BootFailed, Memory, or_end
+from qfilexchg.dom0.vms.xen import config, nodes, records, xl
+from qfilexchg.dom0.vms.xen.config import GuestType, Machine
+from qfilexchg.dom0.vms.xen.console import Console
+from qfilexchg.dom0.vms.xen.hypervisor import Xen, operation, until
+from qfilexchg.dom0.vms.xen.loops import LoopDevices
+from qfilexchg.errors import CallerError
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import DomainId, VmName
+
+MAKE_DEADLINE_S = 120.0
+SAVE_DEADLINE_S = 180.0
+"""The VM's memory is written to the disk, a copy of all of it."""
+UNPAUSE_DEADLINE_S = 20.0
+OVERHEAD_MIB = 16
+"""What Xen itself takes for a VM: page tables, grant tables, a shadow."""
+MEMORY_FRESH_S = 10.0
+"""How long a look at Xen's free memory holds. Xen refuses what does not fit, so this only spares a DisposableVM the wait for xl."""
+_QUERY_DEADLINE_S = 30.0
+_CONSOLE_LOGS = Path("/var/log/xen/console")
+"""Where xenconsoled writes what VMs say, if it is told to (XENCONSOLED_TRACE in /etc/default/xen)."""
+_CONSOLE_BYTES = 64 << 10
+_HELLO_TRIES_S = (1.0, 1.0, 5.0)
+"""Now and then one that lasts, for a VM that is slow to answer."""
+_HELLO_STEP_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class NameInUse(CallerError):
+    """A VM that runs has the name, and is not one of this home's."""
+
+    def __init__(self, name: VmName, domain: DomainId) -> None:
+        super().__init__(name, domain)
+        self.name = name
+        self.domain = domain
+
+    def __str__(self) -> str:
+        return (
+            f"the name {self.name} is taken by domain {self.domain}, a VM that is not of this collection: "
+            f"'xl shutdown {self.domain}' ends it, 'xl rename {self.domain} NAME' gives it another name"
+        )
+
+
+class XenToolstack:
+    """:class:`~qfilexchg.dom0.vms.toolstack.Toolstack` for the VMs of one home."""
+
+    def __init__(self, home: Home, loops: LoopDevices | None = None, console_logs: Path = _CONSOLE_LOGS) -> None:
+        self._home = home
+        self._collection = Collection(home.collection)
+        self._xen = Xen(home, loops)
+        self._console_logs = console_logs
+        self._info: xl.Info | None = None
+        self._available_mib = 0
+        self._looked = (float("-inf"), 0)
+        """When Xen was last asked, and how many VMs had been killed then."""
+        self._making_mib = 0
+
+    @property
+    def hypervisor(self) -> Xen:
+        return self._xen
+
+    async def basis(self, memory_mib: int, booted: Template | None = None) -> Basis:
+        booted = booted or template.current(self._home)
+        booted.mark_used()
+        info = await self._computer()
+        guest, processors = _guest_type(info), _processors(info)
+        return Basis(booted, memory_mib, _stamp(booted, info, guest, processors, memory_mib))
+
+    async def _computer(self) -> xl.Info:
+        """What does not change until the computer is booted again."""
+        if self._info is None:
+            await self._look()
+            assert self._info is not None
+        return self._info
+
+    async def _look(self) -> None:
+        self._info = info = await xl.info()
+        self._available_mib = info.free_memory_mib
+        if "dom0_mem=" not in info.xen_commandline:
+            self._available_mib += _dom0_can_give_mib()
+        self._looked = (asyncio.get_running_loop().time(), self._xen.kills)
+
+    async def memory(self) -> Memory:
+        """Xen gives a VM all of its memory when it is made: what is promised is only that of those that are being made."""
+        looked_at, kills = self._looked
+        if kills != self._xen.kills or asyncio.get_running_loop().time() > looked_at + MEMORY_FRESH_S:
+            await self._look()
+        return Memory(self._available_mib, self._making_mib, OVERHEAD_MIB)
+
+    async def running(self) -> Mapping[VmName, RunningVm]:
+        ours = {vm.uuid for vm in self._collection.list()} | {record.uuid for record in records.all_records(self._home)}
+        return {vm.name: vm for vm in (await self._xen.listed()).values() if vm.id.uuid in ours}
+
+    async def start(self, vm: Vm, disk: Path, made_of: Basis, keys: Mapping[str, str], *, save_to: Savefile | None = None) -> RunningVm:
+        machine = await self._machine(vm, disk, made_of)
+        if save_to is not None:
+            save_to.state.write_text(config.serialise(config.settings(machine)), encoding="ascii")
+        running = await self._make(machine, keys, lambda file: ("create", "-p", file))
+        async with or_end(self, running):
+            await self._unpause(running.id)
+        return running
+
+    async def restore(self, vm: Vm, disk: Path, saved: Savefile, made_of: Basis) -> RunningVm:
+        machine = await self._machine(vm, disk, made_of)
+        running = await self._make(machine, {}, lambda file: ("restore", "-p", file, str(saved.memory)))
+        async with or_end(self, running):
+            await asyncio.to_thread(disk.unlink)
+        return running
+
+    async def _machine(self, vm: Vm, disk: Path, made_of: Basis) -> Machine:
+        info = await self._computer()
+        return Machine(vm.name, vm.uuid, vm.kind, vm.memory_mib, _processors(info), disk, made_of.template, _guest_type(info))
+
+    async def _make(self, machine: Machine, more_keys: Mapping[str, str], command: Callable[[str], Sequence[str]]) -> RunningVm:
+        """A paused VM with all its keys, made by what ``command`` makes of its configuration's path."""
+        await self._require_free(machine.name)
+        order = {keys.VM_TYPE: machine.kind.value, **more_keys}
+        with records.making(self._home, machine.name, machine.uuid, order) as record, self._promised(machine.memory_mib):
+            try:
+                with _file(self._home, machine) as file:
+                    await xl.run(*command(str(file)), deadline_s=MAKE_DEADLINE_S)
+                async with operation(self._home, f"{machine.name} was made and is not found", _QUERY_DEADLINE_S) as store:
+                    domain = await nodes.find(store, machine.uuid)
+                    if domain is None:
+                        raise HypervisorError(f"{machine.name} has ended at once")
+                    await record.made(store, domain)
+            except BaseException:
+                await self._clear_away(machine)
+                raise
+        return RunningVm(VmId(domain, machine.uuid), machine.name)
+
+    async def _require_free(self, wanted: VmName) -> None:
+        """Raise :exc:`NameInUse` if a VM has the name."""
+        async with operation(self._home, "the store cannot be asked for the names of VMs", _QUERY_DEADLINE_S) as store:
+            domains = await nodes.domains(store)
+            names = await asyncio.gather(*(nodes.name(store, domain) for domain in domains))
+        for domain, name in zip(domains, names, strict=True):
+            if name == wanted:
+                raise NameInUse(wanted, domain)
+
+    async def _clear_away(self, machine: Machine) -> None:
+        """Destroy what xl has half made. The store may not know of it yet, so Xen is asked."""
+        try:
+            for listed in await xl.list_domains():
+                if listed.uuid == machine.uuid and not listed.dying:
+                    await xl.run("destroy", str(listed.domain), deadline_s=_QUERY_DEADLINE_S)
+                    await self._xen.kill(VmId(listed.domain, machine.uuid))
+        except HypervisorError as error:
+            log.error("%s could not be made, and something of it may be left: %s", machine.name, error)
+
+    @contextlib.contextmanager
+    def _promised(self, memory_mib: int) -> Iterator[None]:
+        """A VM of this size is being made."""
+        needed_mib = memory_mib + OVERHEAD_MIB
+        self._making_mib += needed_mib
+        try:
+            yield
+            self._available_mib -= needed_mib
+        finally:
+            self._making_mib -= needed_mib
+
+    async def wait_for_hello(self, vm: RunningVm) -> None:
+        console = Console(self._home, vm.id)
+        hello = asyncio.create_task(_hello(console))
+        end = asyncio.create_task(self.wait_for_end(vm.id, START_DEADLINE_S))
+        try:
+            await asyncio.wait({hello, end}, return_when=asyncio.FIRST_COMPLETED)
+            if hello.done():
+                await hello
+                return
+            how = "ended before it was ready" if await end else f"was not ready within {START_DEADLINE_S:g} s"
+            raise BootFailed(f"{vm.name} {how}", _text(console.said))
+        finally:
+            for task in (hello, end):
+                task.cancel()
+            await asyncio.gather(hello, end, return_exceptions=True)
+
+    def run(
+        self, vm: VmId, argv: Sequence[str], *, user: str = "user", window: tuple[int, int] | None = None, deadline_s: float | None = None
+    ) -> AbstractAsyncContextManager[run.Session]:
+        return run.session(Console(self._home, vm), argv, user=user, window=window, deadline_s=deadline_s)
+
+    async def console(self, vm: VmId) -> str:
+        """From xenconsoled's log where it keeps one; else what has been said since a command last used the console."""
+        async with operation(self._home, f"domain {vm.domain}: its console is not found", _QUERY_DEADLINE_S) as store:
+            name = await nodes.name(store, vm.domain)
+        with contextlib.suppress(OSError), (self._console_logs / f"guest-{name}.log").open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _CONSOLE_BYTES))
+            return _text(log.read(_CONSOLE_BYTES))
+        return _text(await Console(self._home, vm).read())
+
+    async def wait_for_end(self, vm: VmId, deadline_s: float) -> bool:
+        async with operation(self._home, f"domain {vm.domain}: cannot be asked whether it runs", deadline_s + _QUERY_DEADLINE_S) as store:
+
+            async def has_ended() -> bool:
+                return await nodes.uuid(store, vm.domain) != vm.uuid
+
+            if await has_ended() or deadline_s <= 0:
+                return await has_ended()
+            try:
+                async with asyncio.timeout(deadline_s):
+                    await until(store, has_ended, keys.absolute(vm.domain, keys.VM_PATH), keys.RELEASE_DOMAIN)
+            except TimeoutError:
+                return False
+            return True
+
+    async def save(self, vm: VmId, saved: Savefile) -> None:
+        what = f"domain {vm.domain}: cannot be saved"
+        async with operation(self._home, what, SAVE_DEADLINE_S + _QUERY_DEADLINE_S) as store:
+            if await nodes.uuid(store, vm.domain) != vm.uuid:
+                raise HypervisorError(what, "it has ended")
+            await xl.run("save", str(vm.domain), str(saved.memory), deadline_s=SAVE_DEADLINE_S)
+            saved.memory.chmod(0o600)
+            await self._xen.ended(store, vm)
+
+    async def wake(self, vm: RunningVm) -> None:
+        """Xen gives a VM no randomness, so dom0 does. What is in the key is for the VM alone, and it empties it."""
+        domain = vm.id.domain
+        async with operation(self._home, f"{vm.name} cannot be woken", _QUERY_DEADLINE_S) as store:
+            if await nodes.uuid(store, domain) != vm.id.uuid:
+                raise HypervisorError(f"{vm.name} has ended before it was woken")
+            seed = secrets.token_hex(keys.RANDOM_SEED_BYTES)
+            await records.write_keys(store, domain, {keys.RESTORE_COMPLETE: "True"}, {keys.RANDOM_SEED: seed})
+        await self._unpause(vm.id)
+
+    async def _unpause(self, vm: VmId) -> None:
+        await xl.run("unpause", str(vm.domain), deadline_s=UNPAUSE_DEADLINE_S)
+
+    async def paused(self, vm: VmId) -> bool:
+        return any(found.paused for found in await xl.list_domains() if found.domain == vm.domain and found.uuid == vm.uuid)
+
+    async def end(self, vm: RunningVm) -> None:
+        await self._xen.kill(vm.id)
+        records.remove(self._home, vm.id.uuid)
+
+    async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
+        """xl destroys a VM of ours when it has ended; where its process is gone too, we do."""
+        known = {listed.uuid: listed for listed in await xl.list_domains() if not listed.dying}
+        for record in records.all_records(self._home):
+            found = known.get(record.uuid)
+            if records.is_being_made(self._home, record.uuid) or (found and (found.runs or found.suspended)):
+                continue
+            if found:
+                await self._xen.kill(VmId(found.domain, record.uuid))
+            records.remove(self._home, record.uuid)
+            if vm := record.vm:
+                ended(vm)
+
+    def clear(self) -> None:
+        for folder in (records.folder(self._home), self._home.run / "console"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stamp(booted: Template, info: xl.Info, guest: GuestType, processors: int, memory_mib: int) -> Stamp:
+    """By what a savefile that is made now on this computer is made."""
+    return {
+        "format": savefile.FORMAT,
+        "template": f"{booted.folder.name} {savefile.identity(booted.root)}",
+        "kernel": savefile.identity(booted.kernel),
+        "Xen": info.xen_version,
+        "machine": config.fingerprint(booted, guest, memory_mib, processors),
+        "processor": f"{savefile.processor(Path('/proc/cpuinfo').read_text(encoding='utf-8'))} {info.processor_flags}",
+        "number of processors": processors,
+        "memory size": memory_mib,
+    }
+
+
+def _guest_type(info: xl.Info) -> GuestType:
+    return GuestType.PVH if "hvm" in info.virt_caps else GuestType.PV
+
+
+def _processors(info: xl.Info) -> int:
+    """A VM's processors: two where the computer has them, as starting a system is two things at a time."""
+    return min(2, info.processors)
+
+
+def _dom0_can_give_mib() -> int:
+    """Where dom0's memory is not fixed, xl takes from it what a VM needs. Half of what dom0 has free it may take."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) >> 11
+    return 0
+
+
+@contextlib.contextmanager
+def _file(home: Home, machine: Machine) -> Iterator[Path]:
+    """The configuration, while xl reads it."""
+    path = records.folder(home) / f"{machine.uuid}.cfg"
+    path.write_text(config.serialise(config.settings(machine)), encoding="ascii")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _hello(console: Console) -> None:
+    """Return when the VM's agent has answered. What it is asked before it is there it never hears, so it is asked often."""
+    for deadline_s in itertools.cycle(_HELLO_TRIES_S):
+        try:
+            async with run.session(console, [], deadline_s=deadline_s) as session:
+                await session.output(run.ignore, run.ignore)
+            return
+        except run.NoAnswer:
+            await asyncio.sleep(_HELLO_STEP_S)  # its console is made a moment after the VM is, and nothing tells when
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "backslashreplace")

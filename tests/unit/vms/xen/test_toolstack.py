@@ -1,0 +1,314 @@
+"""VMs made, saved, restored and ended through an xl that fails and hangs as it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm
+from qfilexchg.dom0.vms.savefile import Savefile
+from qfilexchg.dom0.vms.template import Template
+from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
+from qfilexchg.dom0.vms.xen import nodes, records
+from qfilexchg.dom0.vms.xen import toolstack as module
+from qfilexchg.dom0.vms.xen.toolstack import NameInUse, XenToolstack
+from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import VmName
+from qfilexchg.xenstore.client import Store
+from tests.unit.vms.xen.xen import FakeXen, xen
+
+
+class Scene:
+    def __init__(self, fake: FakeXen, home: Home, store: Store, folder: Path) -> None:
+        self.fake = fake
+        self.home = home
+        self.store = store
+        self.collection = Collection(home.collection)
+        self.template = Template(folder / "template")
+        self.template.folder.mkdir()
+        for file in (self.template.kernel, self.template.initrd, self.template.root):
+            file.touch()
+        self.saved = Savefile(home.savefiles / "saved")
+        self.saved.folder.mkdir()
+        self.saved.disk.touch()
+        self.toolstack = self.anew()
+
+    def anew(self) -> XenToolstack:
+        return XenToolstack(self.home, self.fake.loops(), self.home.data / "logs")
+
+    async def basis(self) -> Basis:
+        return await self.toolstack.basis(300, self.template)
+
+    def app(self, name: str) -> Vm:
+        return self.collection.add(VmName.parse(name), Label.GREEN, 300)
+
+    def disposable(self) -> Vm:
+        return self.collection.add_new_disposablevm(Label.RED, 300)
+
+    def disk(self, vm: Vm) -> Path:
+        folder = self.home.vm(vm.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        disk = folder / "disk.img"
+        disk.touch()
+        return disk
+
+    async def start(self, vm: Vm) -> RunningVm:
+        return await self.toolstack.start(vm, self.disk(vm), await self.basis(), {})
+
+    async def restore(self, vm: Vm) -> RunningVm:
+        self.saved.memory.touch()
+        return await self.toolstack.restore(vm, self.disk(vm), self.saved, await self.basis())
+
+    async def key(self, vm: RunningVm, key: str) -> bytes | None:
+        return await nodes.read(self.store, keys.absolute(vm.id.domain, key))
+
+    def left(self) -> list[str]:
+        return [path.name for path in records.folder(self.home).glob("*")]
+
+
+Begin = Callable[[], AbstractAsyncContextManager[Scene]]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    @asynccontextmanager
+    async def scene() -> AsyncIterator[Scene]:
+        async with xen(tmp_path, monkeypatch) as (fake, home, store):
+            yield Scene(fake, home, store, tmp_path)
+
+    return scene
+
+
+async def test_a_vm_runs_when_it_has_its_keys(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = scene.app("work")
+
+        async def look() -> None:
+            assert await scene.store.read("/local/domain/1/qubes_vm_type") == b"AppVM"
+            assert await scene.store.get_perms("/local/domain/1/qubes_view_only") == ("n0", "r1")
+
+        scene.fake.before["unpause"] = look
+        running = await scene.toolstack.start(vm, scene.disk(vm), await scene.basis(), {keys.VIEW_ONLY: "0"})
+        domain = scene.fake.domains[1]
+        assert running == domain.vm and domain.uuid == vm.uuid and not domain.paused
+        assert domain.settings["type"] == "pvh" and domain.settings["memory"] == 300 and domain.settings["vcpus"] == 2
+        assert await scene.toolstack.running() == {"work": running}
+        assert scene.left() == [f"{vm.uuid}.json"]
+
+
+async def test_whoever_sees_a_new_vm_first_knows_what_it_is(begin: Begin) -> None:
+    async with begin() as scene:
+        kinds = []
+
+        async def look() -> None:
+            (vm,) = (await scene.toolstack.hypervisor.running()).values()
+            kinds.append(await scene.key(vm, keys.VM_TYPE))
+
+        scene.fake.half_way["restore"] = look
+        restoring = asyncio.create_task(scene.restore(scene.disposable()))
+        await scene.fake.hung.wait()
+        restoring.cancel()
+        await asyncio.gather(restoring, return_exceptions=True)
+        assert kinds == [b"DisposableVM"]
+
+
+async def test_without_virtualisation_a_vm_is_paravirtualised(begin: Begin) -> None:
+    async with begin() as scene:
+        scene.fake.virt_caps = "pv"
+        await scene.start(scene.app("work"))
+        assert scene.fake.domains[1].settings["type"] == "pv"
+
+
+async def test_a_name_that_somebody_elses_vm_has_is_an_error_that_says_so(begin: Begin) -> None:
+    async with begin() as scene:
+        await scene.fake.start("work")
+        with pytest.raises(NameInUse, match="'xl rename 1 NAME'"):
+            await scene.start(scene.app("work"))
+        assert await scene.toolstack.running() == {} and scene.left() == []
+
+
+@pytest.mark.parametrize("command", ["create", "unpause"])
+async def test_when_xl_fails_nothing_of_the_vm_is_left(begin: Begin, command: str) -> None:
+    async with begin() as scene:
+        scene.fake.fails.add(command)
+        with pytest.raises(HypervisorError, match="refused by the test"):
+            await scene.start(scene.app("work"))
+        assert scene.fake.domains == {} and scene.left() == []
+
+
+async def test_cancelled_when_xl_is_half_done_nothing_of_the_vm_is_left(begin: Begin) -> None:
+    async with begin() as scene:
+
+        async def nothing() -> None:
+            return
+
+        scene.fake.half_way["create"] = nothing
+        starting = asyncio.create_task(scene.start(scene.app("work")))
+        await scene.fake.hung.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert scene.fake.domains == {} and scene.left() == []
+
+
+async def test_when_xl_hangs_it_is_killed(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAKE_DEADLINE_S", 0.3)
+    async with begin() as scene:
+        scene.fake.hangs.add("create")
+        with pytest.raises(HypervisorError, match=r"did not end within 0\.3 s"):
+            await scene.start(scene.app("work"))
+
+
+async def test_a_vm_is_saved_and_its_configuration_with_it(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = Vm(SAVED_VM, uuid4(), Kind.DISPOSABLE, Label.RED, 300, datetime.now(UTC))
+        running = await scene.toolstack.start(vm, scene.saved.disk, await scene.basis(), {keys.SAVE_REQUEST: "1"}, save_to=scene.saved)
+        assert await scene.toolstack.running() == {SAVED_VM: running}
+        await scene.toolstack.save(running.id, scene.saved)
+        assert scene.fake.domains == {} and scene.saved.memory.stat().st_mode & 0o777 == 0o600
+        scene.saved.record((await scene.basis()).stamp)
+        scene.saved.check((await scene.anew().basis(300, scene.template)).stamp)
+        await scene.toolstack.end(running)
+        assert scene.left() == []
+
+
+async def test_a_restored_vm_waits_and_gets_randomness_of_its_own_before_it_wakes(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = scene.disposable()
+        running = await scene.restore(vm)
+        assert await scene.toolstack.paused(running.id) and await scene.key(running, keys.RESTORE_COMPLETE) is None
+        seeds = []
+
+        async def look() -> None:
+            seeds.append(await scene.key(running, keys.RANDOM_SEED))
+            assert await scene.store.get_perms(keys.absolute(running.id.domain, keys.RANDOM_SEED)) == ("n0", "b1")
+            assert await scene.key(running, keys.RESTORE_COMPLETE) == b"True"
+
+        scene.fake.before["unpause"] = look
+        await scene.toolstack.wake(running)
+        (seed,) = seeds
+        assert seed and len(bytes.fromhex(seed.decode())) == keys.RANDOM_SEED_BYTES
+        assert not await scene.toolstack.paused(running.id)
+
+
+async def test_a_restored_vms_disk_has_no_name(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = scene.disposable()
+        await scene.restore(vm)
+        assert list(scene.home.vm(vm.name).iterdir()) == []
+        (root, volatile) = scene.fake.domains[1].settings["disk"]
+        assert "xvda" in root and "access=ro" in root and "xvdc" in volatile
+
+
+async def test_a_vm_that_has_ended_is_not_woken(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.restore(scene.disposable())
+        await scene.fake.end(scene.fake.domains[1])
+        with pytest.raises(HypervisorError, match="has ended before it was woken"):
+            await scene.toolstack.wake(running)
+        assert await nodes.children(scene.store, keys.home(running.id.domain)) == []
+
+
+async def test_the_end_of_a_vm_is_seen_and_so_is_that_it_goes_on(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        assert not await scene.toolstack.wait_for_end(running.id, 0)
+        assert not await scene.toolstack.wait_for_end(running.id, 0.05)
+        waiting = asyncio.create_task(scene.toolstack.wait_for_end(running.id, 20))
+        await scene.fake.end(scene.fake.domains[1])
+        assert await waiting and await scene.toolstack.wait_for_end(running.id, 0)
+
+
+async def test_a_vm_that_ends_before_it_answers_has_not_booted(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        waiting = asyncio.create_task(scene.toolstack.wait_for_hello(running))
+        await scene.fake.end(scene.fake.domains[1])
+        with pytest.raises(BootFailed, match="work ended before it was ready"):
+            await waiting
+
+
+async def test_a_vm_that_never_answers_has_not_booted(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_DEADLINE_S", 0.2)
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        with pytest.raises(BootFailed, match="was not ready"):
+            await scene.toolstack.wait_for_hello(running)
+        assert list(scene.fake.domains) == [1]
+
+
+async def test_who_has_ended_is_swept_and_who_runs_or_is_just_made_is_not(begin: Begin) -> None:
+    async with begin() as scene:
+        running, ended, shut_down = [await scene.start(scene.app(name)) for name in ("running", "ended", "stopped")]
+        await scene.fake.end(scene.fake.domains[2])
+        scene.fake.domains[3].shutdown = "-"
+        told: list[RunningVm] = []
+        with records.making(scene.home, VmName.parse("disp9"), uuid4(), {}):
+            await scene.toolstack.sweep(told.append)
+            assert len(scene.left()) == 2
+        assert sorted(vm.name for vm in told) == ["ended", "stopped"] and {ended, shut_down} == set(told)
+        assert list(await scene.toolstack.running()) == [running.name]
+
+
+async def test_one_that_is_being_saved_is_not_swept(begin: Begin) -> None:
+    async with begin() as scene:
+        await scene.start(scene.app("work"))
+        scene.fake.domains[1].shutdown = "s"
+        await scene.toolstack.sweep(lambda _: pytest.fail("it has not ended"))
+        assert list(await scene.toolstack.running()) == ["work"] and await scene.toolstack.hypervisor.running() == {}
+
+
+async def test_released_a_vm_is_forgotten_and_one_that_has_its_id_now_is_not(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        await scene.toolstack.hypervisor.release(running.id.domain)
+        assert len(scene.left()) == 1
+        await scene.fake.end(scene.fake.domains[1])
+        await scene.toolstack.hypervisor.release(running.id.domain)
+        assert scene.left() == []
+
+
+async def test_memory_is_asked_for_once_in_a_while_and_anew_when_a_vm_was_killed(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.restore(scene.disposable())
+        memory = await scene.toolstack.memory()
+        assert memory.available_mib == 2000 - 300 - module.OVERHEAD_MIB and memory.promised_mib == 0
+        assert scene.fake.asked.count("info") == 1
+        await scene.toolstack.end(running)
+        assert (await scene.toolstack.memory()).available_mib == 2000
+        assert scene.fake.asked.count("info") == 2
+
+
+async def test_another_xen_makes_another_stamp(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with begin() as scene:
+        stamp = (await scene.basis()).stamp
+        assert json.loads(json.dumps(stamp)) == stamp
+        scene.fake.virt_caps = "pv"
+        assert (await scene.anew().basis(300, scene.template)).stamp != stamp
+
+
+async def test_the_console_is_read_from_xenconsoleds_log_where_it_keeps_one(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        assert await scene.toolstack.console(running.id) == ""
+        logs = scene.home.data / "logs"
+        logs.mkdir()
+        (logs / "guest-work.log").write_bytes(b"x" * (64 << 10) + b"\xffthe end\n")
+        said = await scene.toolstack.console(running.id)
+        assert said.endswith("x\\xffthe end\n") and len(said) < 65 << 10
+
+
+async def test_when_all_has_ended_nothing_is_left(begin: Begin) -> None:
+    async with begin() as scene:
+        await scene.start(scene.app("work"))
+        scene.toolstack.clear()
+        assert not records.folder(scene.home).exists()
