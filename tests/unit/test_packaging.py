@@ -1,0 +1,62 @@
+"""What the packages install, held against the code that it belongs to. What needs a build is in ``tests/conformance``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from qfilexchg.dom0 import configuration
+from qfilexchg.dom0.cli import entry
+from qfilexchg.dom0.cli.commands import COMMANDS
+from qfilexchg.dom0.exchange import policy
+from qfilexchg.dom0.home import XEN_DATA, XEN_RUN
+
+TOP = Path(__file__).resolve().parents[2]
+DOM0 = TOP / "packaging/dom0"
+
+
+def uncommented(file: Path, sign: str) -> str:
+    """The lines that are examples: they begin with ``#`` and go on at once with what is no sentence."""
+    lines = (line[1:] for line in file.read_text().splitlines() if line.startswith("#") and not line.startswith("# "))
+    return "\n".join(line for line in lines if sign in line)
+
+
+def test_the_example_of_settings_sets_each_to_what_holds_without_it() -> None:
+    assert tomllib.loads(uncommented(DOM0 / "qfilexchg.toml", "=")) == asdict(configuration.Configuration())
+    assert tomllib.loads((DOM0 / "qfilexchg.toml").read_text()) == {}
+
+
+def test_the_example_of_rules_ends_with_those_that_are_shipped() -> None:
+    examples = policy.parse(uncommented(DOM0 / "yours.policy", " "), "examples")
+    shipped = policy.default_rules()
+    assert [(rule.source, rule.target, rule.action) for rule in examples[-len(shipped) :]] == [
+        (rule.source, rule.target, rule.action) for rule in shipped
+    ]
+    assert len(examples) > len(shipped)
+    assert policy.parse((DOM0 / "yours.policy").read_text(), "yours.policy") == ()
+
+
+def test_the_rules_of_udev_and_the_unit_name_the_folders_of_a_home_on_xen() -> None:
+    rules = (DOM0 / "59-qfilexchg-dom0.rules").read_text()
+    assert f'ATTRS{{loop/backing_file}}=="{XEN_DATA}/*"' in rules
+    unit = (DOM0 / "qfilexchgd.service").read_text().splitlines()
+    assert f"RuntimeDirectory={XEN_RUN.relative_to('/run')}" in unit
+    assert f"StateDirectory={XEN_DATA.relative_to('/var/lib')}" in unit
+
+
+def test_the_wheel_has_every_command() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == dict.fromkeys(COMMANDS, f"{entry.__name__}:{entry.main.__name__}")
+
+
+def test_a_program_is_the_command_that_it_is_called_as(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/qfilexchg-agent", "--nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: qfilexchg-agent")
+    monkeypatch.setattr("sys.argv", ["/usr/bin/qfilexchg-nothing"])
+    assert entry.main() == 2
