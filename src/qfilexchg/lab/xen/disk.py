@@ -1,0 +1,91 @@
+"""The disk of the Xen machine: a Debian dom0 with everything in it but qfilexchg, and what it boots from.
+
+Its recipe is the folder ``recipe/``. It is cached under the hash of that and of the run agent, by which it takes commands.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import qfilexchg
+from qfilexchg.dom0 import cache, debian
+from qfilexchg.dom0.cache import Say
+from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.vms import initrd
+
+RECIPE = Path(__file__).with_name("recipe")
+SIZE_BYTES = 6 << 30
+"""Of the disk, as dom0 sees it; most of it is a hole."""
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic")
+_FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system")
+_SOURCE = Path(qfilexchg.__file__).parent
+_AGENT = ("__init__.py", "errors.py", "protocol/*.py", "guest/__init__.py", "guest/console.py", "guest/run_agent.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A dom0 that has never been booted. ``folder``'s name is the hash of the recipe."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root.img"
+
+    @property
+    def xen(self) -> Path:
+        return self.folder / "xen"
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "kernel"
+
+    @property
+    def initrd(self) -> Path:
+        return self.folder / "initrd"
+
+
+def build(home: Home, say: Say) -> Disk:
+    """Make the disk, or find it in the cache. Raises a HostError."""
+    agent = [(str(file.relative_to(_SOURCE)), file) for pattern in _AGENT for file in sorted(_SOURCE.glob(pattern))]
+    code = [(Path(name).name, Path(name)) for name in (__file__, str(debian.__file__), str(initrd.__file__))]
+    wanted = cache.content_hash([*cache.tree(RECIPE), *agent, *code])
+    return Disk(cache.made(home.cache / "xen" / "disk" / wanted, lambda aside: _build(Disk(aside), agent, say), say, keep=2))
+
+
+def _build(disk: Disk, agent: list[tuple[str, Path]], say: Say) -> None:
+    with tempfile.TemporaryDirectory(prefix="qfilexchg-xen-", dir="/var/tmp") as name:
+        workshop = Path(name)
+        workshop.chmod(0o755)  # mmdebstrap's users of a foreign namespace look into it
+        recipe = workshop / "recipe"
+        shutil.copytree(RECIPE, recipe, copy_function=shutil.copyfile)
+        (recipe / "hook").chmod(0o755)
+        for path, file in agent:
+            copy = workshop / "agent/qfilexchg" / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        say(f"installing Debian {debian.SUITE} and Xen for the machine's dom0 (about two minutes)")
+        packages = (recipe / "packages").read_text(encoding="ascii").split()
+        environment = {"QFILEXCHG_RECIPE": str(recipe), "QFILEXCHG_AGENT": str(workshop / "agent")}
+        root = debian.install(workshop, packages, {"customize": recipe / "hook"}, environment)
+        say("making its disk")
+        debian.make_disk(root, disk.root, SIZE_BYTES, ("-E", "lazy_itable_init=1,nodiscard"))
+        boot = root.folder / "boot"
+        (xen,) = boot.glob("xen-*-amd64.gz")
+        (vmlinuz,) = boot.glob("vmlinuz-*")
+        disk.xen.write_bytes(gzip.decompress(xen.read_bytes()))
+        shutil.copyfile(vmlinuz, disk.kernel)
+        disk.initrd.write_bytes(_initrd(root.folder, (recipe / "init").read_bytes()))
+
+
+def _initrd(root: Path, init: bytes) -> bytes:
+    (release,) = (root / "lib/modules").iterdir()
+    order = initrd.load_order((release / "modules.dep").read_text(encoding="utf-8"), _MODULES)
+    files = {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())}
+    files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in order}
+    files["modules/order"] = (0o644, "".join(f"{Path(module).name}\n" for module in order).encode())
+    return initrd.cpio(_FOLDERS, files)
