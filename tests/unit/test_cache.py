@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0 import cache
+
+
+NOW_S = time.time()
 
 
 def names(folder: Path) -> list[str]:
@@ -53,7 +57,7 @@ def test_only_what_nobody_has_asked_for_in_a_long_time_is_deleted(tmp_path: Path
 def test_of_large_things_only_the_last_used_are_kept(tmp_path: Path) -> None:
     for name in ("0a", "0b", "0c"):
         cache.made(tmp_path / name, fill, print, keep=2)
-        os.utime(tmp_path / name, (2e9 + int(name, 16), 2e9 + int(name, 16)))
+        os.utime(tmp_path / name, (NOW_S - 20 + int(name, 16), NOW_S - 20 + int(name, 16)))
     cache.prune(tmp_path, keep=2)
     assert names(tmp_path) == ["0b", "0c"]
 
