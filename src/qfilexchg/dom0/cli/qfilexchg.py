@@ -19,8 +19,10 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("doctor", help="check all that is needed, and say how to mend what is missing")
     commands.add_parser("up", help="start the daemons of this home where they do not run; 'qvm-start' does so too")
     commands.add_parser("restart", help="stop qfilexchgd and start it again, as after a change of its settings; nothing gets lost")
-    commands.add_parser("down", help="stop all VMs of this home, and its daemons")
-    match args.parse_args(arguments).command:
+    down = commands.add_parser("down", help="stop all VMs of this home, and its daemons")
+    down.add_argument("--disposables", action="store_true", help="stop only DisposableVMs, after what was changed in them has gone back")
+    options = args.parse_args(arguments)
+    match options.command:
         case "doctor":
             return doctor.report()
         case "up" | "restart" as command:
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
                 for name in services.start(home):
                     _say(f"{name} started")
         case _:
-            asyncio.run(Machines(Home.from_environment()).down(_say))
+            machines = Machines(Home.from_environment())
+            asyncio.run(machines.down_disposables(_say) if options.disposables else machines.down(_say))
     return 0
 
 

@@ -20,7 +20,7 @@ from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.processes import wait_until
 from qfilexchg.dom0.vms.toolstack import Toolstack, or_end
-from qfilexchg.errors import CallerError, QfilexchgError, VmError
+from qfilexchg.errors import CallerError, QfilexchgError
 from qfilexchg.protocol.names import VmName
 
 PRIVATE_DISK_BYTES = 10 << 30
@@ -28,7 +28,6 @@ PRIVATE_DISK_BYTES = 10 << 30
 SHUTDOWN_DEADLINE_S = 60.0
 TAKEN_DEADLINE_S = 60.0
 _FORMAT_DEADLINE_S = 60.0
-_POWER_OFF = ("systemctl", "poweroff")
 
 
 class AlreadyRunning(CallerError):
@@ -157,11 +156,7 @@ class Machines:
     async def shutdown(self, name: VmName, deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:
         """Ask a VM to end, and return when it has. Raises :exc:`StillRunning` past the deadline, and :exc:`NotRunning`."""
         vm = await self._running(name)
-        try:
-            async with asyncio.timeout(deadline_s), self.toolstack.run(vm.id, _POWER_OFF, user="root") as session:
-                await session.output(run.ignore, run.ignore)
-        except (run.NoAnswer, VmError, TimeoutError):
-            pass  # it may be on its way out already; what counts is whether it ends
+        await self.toolstack.shut_down(vm.id, deadline_s)
         if not await self.toolstack.wait_for_end(vm.id, deadline_s):
             raise StillRunning(f"{vm.name} has not ended within {deadline_s:g} s: 'qvm-kill {vm.name}' ends it at once")
         await self._clean_up_after(vm)
@@ -192,17 +187,24 @@ class Machines:
         DisposableVMs come first: what has been changed in one can go back only while the VM runs that it came from.
         """
         with services.toolstack_lock(self._home):
-            disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
-            running = list((await self.running()).values())
-            known = set(self._home.spool.iterdir())
-            await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name in disposables))
-            await self._taken(known)
-            await asyncio.gather(*(self._down(vm, say) for vm in running if vm.name not in disposables))
+            await self._down_disposables(say)
+            await asyncio.gather(*(self._down(vm, say) for vm in (await self.running()).values()))
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
             self.toolstack.clear()
             for vm in self.collection.list():
                 self._forget_disposable(vm.name)
+
+    async def down_disposables(self, say: Callable[[str], None]) -> None:
+        """End the DisposableVMs, after what has been changed in them has gone back."""
+        with services.toolstack_lock(self._home):
+            await self._down_disposables(say)
+
+    async def _down_disposables(self, say: Callable[[str], None]) -> None:
+        disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
+        known = set(self._home.spool.iterdir())
+        await asyncio.gather(*(self._down(vm, say) for name, vm in (await self.running()).items() if name in disposables))
+        await self._taken(known)
 
     async def _taken(self, known: AbstractSet[Path]) -> None:
         """Return when no pendrive is left but those ``known``: the VMs have what DisposableVMs have just given back to them.

@@ -97,6 +97,10 @@ class Toolstack(Protocol):
         """The end of what the VM has said on its serial console: its own text, to be shown escaped."""
         ...
 
+    async def shut_down(self, vm: VmId, deadline_s: float) -> None:
+        """Tell the VM to end in good order. It may not hear, or be on its way out already: what counts is whether it ends."""
+        ...
+
     async def wait_for_end(self, vm: VmId, deadline_s: float) -> bool:
         """Return when the VM has ended, True, or when the deadline has passed, False. With a deadline of 0 it tells what is now."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,14 @@ from qfilexchg.dom0.vms.qemu.stamp import accelerator, stamp
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, Memory
+from qfilexchg.errors import VmError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.client import Store
 
 OVERHEAD_MIB = 128
 """What a VM's QEMU takes beside the VM's own memory."""
+_POWER_OFF = ("systemctl", "poweroff")
 
 
 class QemuToolstack:
@@ -92,6 +95,11 @@ class QemuToolstack:
 
     async def console(self, vm: VmId) -> str:
         return await self._qemu.console(vm)
+
+    async def shut_down(self, vm: VmId, deadline_s: float) -> None:
+        with contextlib.suppress(run.NoAnswer, VmError, TimeoutError):
+            async with asyncio.timeout(deadline_s), self.run(vm, _POWER_OFF, user="root") as session:
+                await session.output(run.ignore, run.ignore)
 
     async def wait_for_end(self, vm: VmId, deadline_s: float) -> bool:
         process = self._process(vm)
