@@ -3,8 +3,8 @@
 
     bench/xen.py [--rounds N]
 
-On the Xen machine (``qfilexchg-lab xen``), which is built if it is not there. Every ratio is taken in this one run. *Stock* is the same attachment
-with Xen's own hotplug script instead of ours.
+On the Xen machine (``qfilexchg-lab xen``), which is built if it is not there. Every ratio is taken in this one run. *Stock* is the same
+attachment with Xen's own hotplug script instead of ours.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from qfilexchg.dom0.vms.hypervisor import RunningVm
 from qfilexchg.dom0.vms.xen import config, nodes, xl
 from qfilexchg.dom0.vms.xen.toolstack import XenToolstack
 from qfilexchg.protocol import keys
-from qfilexchg.protocol.names import DomainId, VmName
+from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.client import Store
 
 DEADLINE_S = 120.0
@@ -120,7 +120,8 @@ class Bench:
         folder.mkdir(exist_ok=True)
         disk = folder / "volatile.img"
         await programs.run("cp", "--sparse=always", str(saved.disk), str(disk), deadline_s=DEADLINE_S)
-        vm = replace(collection.get(WORK), name=VmName.parse("bench"), uuid=uuid.uuid4(), kind=Kind.DISPOSABLE, memory_mib=made_of.memory_mib)
+        name, memory_mib = VmName.parse("bench"), made_of.memory_mib
+        vm = replace(collection.get(WORK), name=name, uuid=uuid.uuid4(), kind=Kind.DISPOSABLE, memory_mib=memory_mib)
         machine = await toolstack._machine(vm, disk, made_of)
         file = folder / "bench.cfg"
         file.write_text(config.serialise(config.settings(machine)))
