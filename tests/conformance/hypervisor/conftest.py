@@ -47,6 +47,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("world", [chosen] if chosen else ["fake", "xl", "qemu"], indirect=True, scope="module")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("patient", False):
+        impatient = [item for item in items if not item.get_closest_marker("patient")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in impatient])
+        items[:] = impatient
+
+
 def _world(platform: str, config: pytest.Config) -> World:
     if platform == "xen":
         from tests.conformance.hypervisor.xen import XenWorld

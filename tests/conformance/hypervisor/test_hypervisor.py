@@ -309,11 +309,8 @@ async def test_killing_a_vm_of_another_uuid_is_a_success_and_ends_nobody(world: 
     assert await world.disk(first, OUTGOING) == Disk.of(disk)
 
 
-async def test_what_a_vm_that_does_nothing_keeps_waiting_ends_at_a_deadline(
-    world: World, vms: Pair, image: MakeImage, request: pytest.FixtureRequest
-) -> None:
-    if not request.config.getoption("patient", False):
-        pytest.skip("takes minutes; --patient runs it")
+@pytest.mark.patient
+async def test_what_a_vm_that_does_nothing_keeps_waiting_ends_at_a_deadline(world: World, vms: Pair, image: MakeImage) -> None:
     first, _ = vms
     there, new = image(), image()
     await world.hypervisor.attach(first.id, OUTGOING, there)
