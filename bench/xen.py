@@ -36,7 +36,7 @@ async def measure(home: Home, rounds: int) -> dict[str, list[float]]:
         try:
             up_s = time.monotonic() - begun
             await machine.command(["sh", "-c", "echo 'work personal allow' > /var/lib/qfilexchg/policy.d/10-bench.policy"])
-            said = await machine.command(["python3", "-IS", "-c", DRIVER.read_text(encoding="utf-8"), str(rounds)])
+            said = await machine.command(["python3", "-IS", "-c", DRIVER.read_text(encoding="utf-8"), str(rounds)], rounds * 300)
         finally:
             await runs.down(machine)
     times: dict[str, list[float]] = json.loads(said)

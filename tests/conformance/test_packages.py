@@ -167,7 +167,7 @@ def test_units_rules_and_documentation_are_where_debian_looks_for_them(dom0: Pac
     documentation = {name.removesuffix(".gz") for name in dom0.files("usr/share/doc/qfilexchg-dom0")}
     assert {"README.md", "ARCHITECTURE.md", "PROTOCOL.md", "SECURITY.md", "CHANGELOG.md", "README.Debian", "copyright"} < documentation
     assert {
-        "lib/systemd/system/qfilexchg-disposables.service",
+        "lib/systemd/system/qfilexchg-vms.service",
         "lib/systemd/system/qfilexchgd.service",
         "usr/lib/qfilexchg/python/qfilexchg/dom0/vms/xen/block",
         "usr/lib/systemd/user/qfilexchg-agent.service",

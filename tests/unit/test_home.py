@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.home import Home, HomeTooLong, HomeUnusable, RootNeeded
+from qfilexchg.dom0.home import Home, HomeTooLong, HomeUnusable, OneHome, RootNeeded
 from qfilexchg.dom0.platform import Platform
 from qfilexchg.protocol.names import DomainId, VmName
 
@@ -56,10 +56,16 @@ class TestOnXen:
         assert (home.data, home.run, home.cache) == (Path("/var/lib/qfilexchg"), Path("/run/qfilexchg"), Path("/var/cache/qfilexchg"))
         assert home.of_the_system and home.store_socket == Path("/run/xenstored/socket")
 
-    def test_one_of_its_own_has_the_same_store_and_cache_and_is_not_the_systems(self, tmp_path: Path) -> None:
-        home = Home.from_environment({"QFILEXCHG_HOME": str(tmp_path)}, Platform.XEN)
-        assert (home.data, home.run, home.cache) == (tmp_path, tmp_path / "run", Path("/var/cache/qfilexchg"))
-        assert not home.of_the_system and home.store_socket == Path("/run/xenstored/socket")
+    def test_there_is_no_other_as_udevs_rules_would_not_know_it(self, tmp_path: Path) -> None:
+        with pytest.raises(OneHome, match="unset QFILEXCHG_HOME"):
+            Home.from_environment({"QFILEXCHG_HOME": str(tmp_path)}, Platform.XEN)
+
+    def test_it_is_refused_behind_a_link(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "large").mkdir()
+        (tmp_path / "data").symlink_to("large")
+        monkeypatch.setattr("qfilexchg.dom0.home.XEN_DATA", tmp_path / "data")
+        with pytest.raises(HomeUnusable, match="mount or bind"):
+            Home(tmp_path / "data", tmp_path / "r", tmp_path / "c", Platform.XEN).make()
 
     def test_agents_can_reach_their_socket_and_nobody_anything_else(self, tmp_path: Path) -> None:
         home = Home(tmp_path / "d", tmp_path / "r", tmp_path / "c", Platform.XEN)

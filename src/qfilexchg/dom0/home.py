@@ -50,6 +50,13 @@ class HomeUnusable(HostError):
         return f"the folder {self.folder} cannot be made ({self.why}): set QFILEXCHG_HOME to one that can"
 
 
+class OneHome(CallerError):
+    """A home of somebody's own on Xen."""
+
+    def __str__(self) -> str:
+        return f"on Xen there is one home, {XEN_DATA}, as the rules that keep dom0 from looking into disks go by it: unset QFILEXCHG_HOME"
+
+
 class RootNeeded(CallerError):
     """A command that only root can carry out on Xen."""
 
@@ -75,19 +82,22 @@ class Home:
     ) -> Home:
         """The home that the environment names, ``on`` this computer's platform unless another is named. Creates nothing.
 
-        Raises :exc:`HomeTooLong`, and :exc:`RootNeeded` unless it is ``for_everybody``: for a command that only connects to the daemon.
+        Raises :exc:`HomeTooLong`, :exc:`OneHome`, and :exc:`RootNeeded` unless it is ``for_everybody``: for a command that only connects
+        to the daemon.
         """
         env = os.environ if environment is None else environment
         on = on or platform.here()
         if on is Platform.XEN and os.geteuid() != 0 and not for_everybody:
             raise RootNeeded
+        if on is Platform.XEN:
+            if env.get("QFILEXCHG_HOME"):
+                raise OneHome
+            return cls(XEN_DATA, XEN_RUN, XEN_CACHE, on)
         user = Path(env.get("HOME") or "/")
-        cache = XEN_CACHE if on is Platform.XEN else Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "qfilexchg"
+        cache = Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "qfilexchg"
         if own := env.get("QFILEXCHG_HOME"):
             data = Path(own).absolute()
             run = data / "run"
-        elif on is Platform.XEN:
-            data, run = XEN_DATA, XEN_RUN
         else:
             data = Path(env.get("XDG_DATA_HOME") or user / ".local/share") / "qfilexchg"
             run = Path(env["XDG_RUNTIME_DIR"]) / "qfilexchg" if env.get("XDG_RUNTIME_DIR") else data / "run"
@@ -97,6 +107,8 @@ class Home:
 
     def make(self) -> None:
         """Create the folders that are missing, closed to other users, and on Xen ``run`` open to agents. Raises :exc:`HomeUnusable`."""
+        if self.of_the_system and self.data.resolve() != self.data:
+            raise HomeUnusable(self.data, "it is reached by a link, and udev's rules go by the path: mount or bind the other folder there")
         for folder in (self.data, self.run, self.cache, self.spool, self.kept, self.savefiles, self.log, self.policy):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from qfilexchg.protocol.console import Line
@@ -28,8 +29,8 @@ class Console:
         Raises BlockingIOError when there is nothing to read.
         """
         received = os.read(self._descriptor, _READ_BYTES)
-        if not received:
-            raise BlockingIOError
+        if not received:  # one that is raw never says so of itself: it has been hung up, and is to be opened anew
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         begins, data = self._line.decode(received)
         if begins:
             self._unsent = b""

@@ -182,29 +182,27 @@ class Machines:
         await self.toolstack.sweep(lambda vm: self._forget_disposable(vm.name))
 
     async def down(self, say: Callable[[str], None]) -> None:
-        """End everything of this home: VMs in good order, those that do not go by force, then the daemons.
-
-        DisposableVMs come first: what has been changed in one can go back only while the VM runs that it came from.
-        """
+        """End everything of this home: its VMs, then the daemons."""
         with services.toolstack_lock(self._home):
-            await self._down_disposables(say)
-            await asyncio.gather(*(self._down(vm, say) for vm in (await self.running()).values()))
+            await self._down_vms(say)
             for service in await asyncio.to_thread(services.stop, self._home):
                 say(f"{service} stopped")
             self.toolstack.clear()
             for vm in self.collection.list():
                 self._forget_disposable(vm.name)
 
-    async def down_disposables(self, say: Callable[[str], None]) -> None:
-        """End the DisposableVMs, after what has been changed in them has gone back."""
+    async def down_vms(self, say: Callable[[str], None]) -> None:
+        """End all VMs of this home in good order, those that do not go by force. None is started meanwhile."""
         with services.toolstack_lock(self._home):
-            await self._down_disposables(say)
+            await self._down_vms(say)
 
-    async def _down_disposables(self, say: Callable[[str], None]) -> None:
+    async def _down_vms(self, say: Callable[[str], None]) -> None:
+        """DisposableVMs come first: what has been changed in one can go back only while the VM runs that it came from."""
         disposables = {vm.name for vm in self.collection.list() if vm.kind is Kind.DISPOSABLE}
         known = set(self._home.spool.iterdir())
         await asyncio.gather(*(self._down(vm, say) for name, vm in (await self.running()).items() if name in disposables))
         await self._taken(known)
+        await asyncio.gather(*(self._down(vm, say) for vm in (await self.running()).values()))
 
     async def _taken(self, known: AbstractSet[Path]) -> None:
         """Return when no pendrive is left but those ``known``: the VMs have what DisposableVMs have just given back to them.

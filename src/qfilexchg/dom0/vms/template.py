@@ -107,7 +107,7 @@ def existing(folder: Path) -> Template:
 
 def recipe_hash(recipe: Path, package: Path) -> str:
     """What names a template: everything that its content follows from, but for the Debian mirror's present state."""
-    code = [Path(module.__file__ or "") for module in (initrd, kernel, debian)]
+    code = [Path(__file__), *(Path(module.__file__ or "") for module in (initrd, kernel, debian))]
     return cache.content_hash([*cache.tree(recipe), *((file.name, file) for file in (*code, package))])
 
 

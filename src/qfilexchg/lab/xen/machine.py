@@ -29,6 +29,7 @@ MEMORY_BYTES = 3 << 30
 """Of the machine: dom0 has one gigabyte of it, the VMs and Xen the rest."""
 BOOT_DEADLINE_S = 300.0
 _QMP_DEADLINE_S = 60.0
+_COMMAND_DEADLINE_S = 60.0
 _STEP_S = 0.02
 _XEN_ARGUMENTS = "console=com1 com1=115200,8n1 dom0_mem=1G,max:1G dom0_max_vcpus=2 bootscrub=off"
 """Memory that nobody has used yet is not scrubbed: so it stays a hole in its file."""
@@ -124,6 +125,8 @@ class Machine:
         create = ("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", format, str(self.layer))
         await programs.run(*create, deadline_s=_QMP_DEADLINE_S)
         argv = [programs.find_program(PROGRAM), *self._command(disk, parcel, private_memory), *more]
+        if private_memory is None:  # one that is only to be saved is of no use when whoever builds is killed
+            argv = [programs.find_program("setpriv"), "--pdeathsig", "KILL", "--", *argv]
         process = Process.start(argv, log=self.log)
         if process is None:
             raise MachineFailed("QEMU ended at once", self.log.read_text(encoding="utf-8", errors="replace"))
@@ -182,8 +185,8 @@ class Machine:
         """Begin a command in dom0, as in a VM on QEMU."""
         return channels.session(self.run_folder, argv, user=user, window=window, deadline_s=deadline_s)
 
-    async def command(self, argv: Sequence[str]) -> bytes:
-        """What a command of root's in dom0 prints. Raises :exc:`MachineFailed` with what it said if it fails."""
+    async def command(self, argv: Sequence[str], deadline_s: float = _COMMAND_DEADLINE_S) -> bytes:
+        """What a command of root's in dom0 prints. Raises :exc:`MachineFailed` with what it said if it fails or is late."""
         said, printed = bytearray(), bytearray()
 
         def hear(data: bytes) -> None:
@@ -194,10 +197,13 @@ class Machine:
             printed.extend(data)
             hear(data)
 
-        async with self.session(argv, user="root") as session:
-            status = await session.output(take, hear)
-        if status:
-            raise MachineFailed(f"'{argv[0]}' in dom0 ended with status {status}", said.decode("utf-8", "backslashreplace"))
+        try:
+            async with asyncio.timeout(deadline_s), self.session(argv, user="root") as session:
+                how = f"ended with status {status}" if (status := await session.output(take, hear)) else ""
+        except TimeoutError:
+            how = f"did not end within {deadline_s:g} s"
+        if how:
+            raise MachineFailed(f"'{argv[0]}' in dom0 {how}", said.decode("utf-8", "backslashreplace"))
         return bytes(printed)
 
     async def end(self) -> None:

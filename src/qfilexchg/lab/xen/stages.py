@@ -22,6 +22,7 @@ from qfilexchg.dom0 import cache, programs
 from qfilexchg.dom0.cache import Say
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import template
+from qfilexchg.errors import CallerError
 from qfilexchg.lab.xen import disk, machine
 from qfilexchg.lab.xen.disk import Disk
 from qfilexchg.lab.xen.machine import Machine, Stage
@@ -37,6 +38,13 @@ KEPT = 2
 """Of each stage, some gigabytes: a developer goes to and fro between two states of the tree."""
 SETTLE_S = 3.0
 """Before a machine is saved, for what its start has left to do: what is done then, no run does again."""
+
+
+class SourcesChanged(CallerError):
+    """The packages were built of other sources than those by which the machine would be found again."""
+
+    def __str__(self) -> str:
+        return "the sources were changed while the packages were built: try again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +64,18 @@ def build(home: Home, editor: Path, say: Say) -> Ready:
     home.make()
     found = disk.build(home, say)
     empty, booted = _booted(home, found, say)
-    sources = [(f"{tree.name}/{name}", file) for tree in _SOURCES for name, file in cache.tree(tree) if file.suffix != ".pyc"]
     code = [("editor", editor), ("stages", Path(__file__)), ("setup", _SETUP), ("booted", booted.state)]
-    wanted = cache.content_hash([*sources, *code])
+
+    def content() -> str:
+        sources = [(f"{tree.name}/{name}", file) for tree in _SOURCES for name, file in cache.tree(tree) if file.suffix != ".pyc"]
+        return cache.content_hash([*sources, *code])
+
+    wanted = content()
 
     def make(folder: Path) -> None:
         _make_parcel(home, folder / "parcel", editor, say)
+        if content() != wanted:
+            raise SourcesChanged
         say("installing qfilexchg in dom0, and starting its VMs (about two minutes)")
         asyncio.run(_set_up(home, found, folder / "parcel", booted, Stage(folder)))
 
@@ -111,8 +125,7 @@ async def _set_up(home: Home, found: Disk, parcel: Path, booted: Stage, stage: S
     async with _workshop(home) as fresh:
         await fresh.restore(found, parcel, booted, to_save=True)
         await fresh.command(["date", "--set", f"@{time.time():.0f}"])
-        async with asyncio.timeout(_SETUP_DEADLINE_S):
-            await fresh.command(["sh", "-c", _SETUP.read_text(encoding="ascii")])
+        await fresh.command(["sh", "-c", _SETUP.read_text(encoding="ascii")], _SETUP_DEADLINE_S)
         await asyncio.sleep(SETTLE_S)
         await fresh.save(stage)
 
