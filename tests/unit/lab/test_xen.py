@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_it_has_no_network_and_no_display(home: Home) -> None:
     words = command(runs.machine(home, XEN), None)
     assert "-nodefaults" in words and option(words, "-display") == "none"
     assert not {"-nic", "-netdev", "-net", "-vga"} & set(words)
-    devices = {word.partition(",")[0] for name, word in zip(words, words[1:], strict=False) if name == "-device" and word[0] != "{"}
+    devices = {word.partition(",")[0] for name, word in itertools.pairwise(words) if name == "-device" and word[0] != "{"}
     assert devices == {"virtio-serial-pci", "virtserialport"}
 
 
