@@ -18,6 +18,7 @@ import os
 import pwd
 import select
 import sys
+from time import monotonic
 
 from qfilexchg.guest.console import Console, hush_kernel, open_console
 from qfilexchg.protocol.channels import RUN_PORTS
@@ -38,6 +39,8 @@ _TIOCSCTTY: Final = 0x540E
 _TIOCSWINSZ: Final = 0x5414
 _CANNOT_RUN: Final = 126
 _NOT_FOUND: Final = 127
+HANG_UP_S: Final = 1.0
+"""How long a port must say that it is hung up until that is believed."""
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -344,10 +347,39 @@ def open_ports(folder: str = SYSFS_PORTS) -> list[int]:
     return ports
 
 
+class HangUps:
+    """Which ports are hung up. dom0's bytes overtake the word that it has opened the port: a port with a new session may still say so."""
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
+        self._now = now
+        self._doubted: dict[int, float] = {}
+
+    def hear(self, port: int, events: int) -> None:
+        """What epoll says of a port."""
+        if events & select.EPOLLHUP:
+            self._doubted.setdefault(port, self._now() + HANG_UP_S)
+        else:
+            self._doubted.pop(port, None)
+
+    def take(self) -> list[int]:
+        """The ports that are hung up, each once."""
+        now = self._now()
+        ports = [port for port, at in self._doubted.items() if at <= now]
+        for port in ports:
+            del self._doubted[port]
+        return ports
+
+    @property
+    def wait_s(self) -> float | None:
+        """Until when to look again, if there is a doubt."""
+        return max(0.0, min(self._doubted.values()) - self._now()) if self._doubted else None
+
+
 def serve(ports: Sequence[int], consoles: Sequence[int] = ()) -> NoReturn:
     """Serve the ports and the consoles, which are open, for ever."""
     epoll = select.epoll()
     owners: dict[int, Port] = {}
+    hang_ups = HangUps()
 
     def watch(descriptor: int, port: Port) -> None:
         owners[descriptor] = port
@@ -356,9 +388,12 @@ def serve(ports: Sequence[int], consoles: Sequence[int] = ()) -> NoReturn:
     active = {Port(descriptor, watch) for descriptor in ports}
     active |= {Port(descriptor, watch, Console(descriptor)) for descriptor in consoles}
     while True:
-        for descriptor, events in epoll.poll(0 if active else None):
-            if descriptor in ports and events & select.EPOLLHUP:
-                owners[descriptor].hung_up()
+        for descriptor, events in epoll.poll(0 if active else hang_ups.wait_s):
+            if descriptor in ports:
+                hang_ups.hear(descriptor, events)
+            active.add(owners[descriptor])
+        for descriptor in hang_ups.take():
+            owners[descriptor].hung_up()
             active.add(owners[descriptor])
         active = {port for port in active if port.step()}
 

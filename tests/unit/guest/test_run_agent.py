@@ -20,7 +20,7 @@ from typing import Protocol
 import pytest
 
 from qfilexchg.guest.console import Console, hush_kernel
-from qfilexchg.guest.run_agent import Port
+from qfilexchg.guest.run_agent import HANG_UP_S, HangUps, Port
 from qfilexchg.protocol.console import GRANT, WINDOW_BYTES, Line
 from qfilexchg.protocol.run import (
     EXIT,
@@ -371,6 +371,29 @@ def test_an_idle_agent_with_a_closed_port_takes_no_processor_time(ports: list[so
     before = _ticks(int(output))
     time.sleep(0.3)  # the time over which nothing may happen
     assert _ticks(int(output)) - before <= 1
+
+
+class TestHangUps:
+    def test_one_is_believed_once_when_it_has_lasted(self) -> None:
+        now = 0.0
+        hang_ups = HangUps(lambda: now)
+        assert hang_ups.wait_s is None
+        hang_ups.hear(3, select.EPOLLIN | select.EPOLLHUP)
+        now = 0.4
+        hang_ups.hear(3, select.EPOLLHUP)
+        assert hang_ups.wait_s == pytest.approx(HANG_UP_S - 0.4)
+        assert hang_ups.take() == []
+        now = HANG_UP_S
+        assert (hang_ups.take(), hang_ups.take(), hang_ups.wait_s) == ([3], [], None)
+
+    def test_a_port_that_is_open_after_all_is_not_hung_up(self) -> None:
+        """In the Xen machine a command was ended as it began, and nobody told dom0: its bytes had come before the word that it is there."""
+        now = 0.0
+        hang_ups = HangUps(lambda: now)
+        hang_ups.hear(3, select.EPOLLIN | select.EPOLLHUP)
+        hang_ups.hear(3, select.EPOLLOUT)
+        now = HANG_UP_S
+        assert (hang_ups.take(), hang_ups.wait_s) == ([], None)
 
 
 def _ticks(pid: int) -> int:
