@@ -30,7 +30,7 @@ from qfilexchg.dom0.vms import savefile
 from qfilexchg.dom0.vms.collection import Collection, Kind
 from qfilexchg.dom0.vms.disposables import Disposables
 from qfilexchg.dom0.vms.hypervisor import RunningVm
-from qfilexchg.dom0.vms.xen import config, nodes, xl
+from qfilexchg.dom0.vms.xen import config, nodes, orders, xl
 from qfilexchg.dom0.vms.xen.toolstack import XenToolstack
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
@@ -71,7 +71,8 @@ class Bench:
         spec = config.disk(SPARE, image, writable=True)
         if stock:
             spec = spec.replace(f"script={config.BLOCK_SCRIPT},", "")
-        await xl.run("block-attach", str(domain), spec, deadline_s=DEADLINE_S)
+        with orders.given(self.home, image, domain, SPARE):
+            await xl.run("block-attach", str(domain), spec, deadline_s=DEADLINE_S)
         await self.until(f"{nodes.backend(domain, SPARE)}/state", holds=b"4")
 
     async def plain_detach(self, vm: VmName) -> None:

@@ -9,11 +9,14 @@ import pytest
 
 from qfilexchg.dom0.cli import doctor_xen
 from qfilexchg.dom0.cli.findings import Verdict
+from qfilexchg.dom0.vms import choice
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
+from qfilexchg.dom0.vms.xen.toolstack import XenToolstack
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.server import Server
+from tests.unit.vms.xen.xen import xen
 
 WORK = RunningVm(VmId(DomainId(3), UUID(int=3)), VmName.parse("work"))
 
@@ -84,3 +87,12 @@ class TestAgents:
                 check = doctor_xen.agents(path, doctor_xen.SOCKETS)
                 assert (check.verdict, check.said) == (Verdict.GOOD, "1 connected")
         assert "adduser USER qfilexchg" in doctor_xen.agents(path, doctor_xen.SOCKETS).said
+
+
+async def test_what_xl_fails_at_is_not_laid_to_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with xen(tmp_path, monkeypatch) as (fake, home, _):
+        monkeypatch.setattr(choice, "toolstack", lambda home: XenToolstack(home, fake.loops()))
+        fake.fails.add("list")
+        store, found = [check async for check in doctor_xen._store(home)]
+    assert (store.what, store.verdict) == ("xenstored", Verdict.GOOD)
+    assert (found.what, found.verdict) == ("keys", Verdict.BAD) and "refused by the test" in found.said

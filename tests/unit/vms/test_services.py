@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from qfilexchg.dom0.home import XEN_DATA, Home
 from qfilexchg.dom0.platform import Platform
 from qfilexchg.dom0.programs import ProgramFailed
 from qfilexchg.dom0.vms import services
-from qfilexchg.dom0.vms.services import OwnProcess, Unit
+from qfilexchg.dom0.vms.services import OwnProcess, ServiceFailed, Unit
 
 
 class Systemd:
@@ -28,6 +30,11 @@ class Systemd:
         program = self._folder / "systemctl"
         program.write_text(script)
         program.chmod(0o755)
+
+    def run(self, line: str) -> None:
+        """What starting begins."""
+        program = self._folder / "systemctl"
+        program.write_text(f"{program.read_text()}".replace("case $1", f"{line}\ncase $1"))
 
     @property
     def called(self) -> list[str]:
@@ -49,8 +56,17 @@ def unit(tmp_path: Path) -> Unit:
 
 class TestAUnit:
     def test_one_that_does_not_serve_is_started_by_systemd(self, unit: Unit, systemd: Systemd) -> None:
+        code = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({str(unit.socket)!r}); s.listen(); s.accept()"
+        systemd.run(f"{sys.executable} -c {shlex.quote(code)} &")
         assert unit.start()
         assert systemd.called == ["start qfilexchgd.service"]
+
+    def test_one_that_systemd_has_started_and_that_does_not_serve_is_an_error(
+        self, unit: Unit, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(services, "START_DEADLINE_S", 0.1)
+        with pytest.raises(ServiceFailed, match=r"qfilexchgd does not serve .* after 0\.1 s; see 'journalctl -u qfilexchgd'"):
+            unit.start()
 
     def test_one_that_serves_is_left_alone(self, unit: Unit, systemd: Systemd) -> None:
         with socket.socket(socket.AF_UNIX) as listener:

@@ -44,9 +44,17 @@ async def _store(home: Home) -> AsyncIterator[Check]:
     try:
         async with await Store.connect(home.store_socket) as store:
             yield Check("xenstored", Verdict.GOOD, f"serves {home.store_socket}")
-            yield await permissions(store, list((await choice.toolstack(home).hypervisor.running()).values()))
+            yield await _keys(home, store)
     except HostError as error:
         yield Check("xenstored", Verdict.BAD, f"{error}, as by 'systemctl start xen'")
+
+
+async def _keys(home: Home, store: Store) -> Check:
+    try:
+        vms = list((await choice.toolstack(home).hypervisor.running()).values())
+    except HostError as error:
+        return Check("keys", Verdict.BAD, f"cannot be looked at, as the VMs cannot be listed: {error}")
+    return await permissions(store, vms)
 
 
 async def permissions(store: Store, vms: list[RunningVm]) -> Check:

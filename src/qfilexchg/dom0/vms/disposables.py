@@ -79,7 +79,8 @@ class Disposables:
     async def forget(self, vm: VmId) -> None:
         for known in self._collection.list():
             if known.uuid == vm.uuid and known.kind is Kind.DISPOSABLE:
-                restoring.forget(self._home, self._collection, known.name)
+                # To the exchange it has ended; whether it has to the hypervisor, only that knows.
+                await restoring.end(self._home, self._collection, self._toolstack, RunningVm(vm, known.name))
 
     async def sweep(self, known: AbstractCollection[VmId]) -> None:
         try:

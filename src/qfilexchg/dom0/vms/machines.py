@@ -168,7 +168,9 @@ class Machines:
         await self._clean_up_after(vm)
 
     async def _clean_up_after(self, vm: RunningVm) -> None:
-        """Remove what is left of a domain that has ended, and of a DisposableVM all."""
+        """Remove what is left of a domain that has ended, and of a DisposableVM all, when the hypervisor has nothing of it any more."""
+        if any(known.uuid == vm.id.uuid and known.kind is Kind.DISPOSABLE for known in self.collection.list()):
+            await self.toolstack.end(vm)
         await self.toolstack.hypervisor.release(vm.id.domain)
         self._forget_disposable(vm.name)
 

@@ -161,14 +161,17 @@ async def _boot_and_save(
 async def _put_script(toolstack: Toolstack, running: RunningVm, saved: Savefile, script: bytes) -> None:
     saved.script.write_bytes(script)
     argv = ("install", "-D", "-m", "0755", "/dev/stdin", _SCRIPT)
-    async with toolstack.run(running.id, argv, user="root") as session:
-        feeding = asyncio.create_task(session.feed(_Bytes(script)))
-        try:
-            status = await session.output(run.ignore, run.ignore)
-        finally:
-            feeding.cancel()
-        if status:
-            raise SavingFailed("as the script could not be put into the VM")
+    try:
+        async with asyncio.timeout(REHEARSAL_DEADLINE_S), toolstack.run(running.id, argv, user="root") as session:
+            feeding = asyncio.create_task(session.feed(_Bytes(script)))
+            try:
+                status = await session.output(run.ignore, run.ignore)
+            finally:
+                feeding.cancel()
+    except TimeoutError:
+        raise SavingFailed(f"as the VM did not take the script within {REHEARSAL_DEADLINE_S:g} s") from None
+    if status:
+        raise SavingFailed("as the script could not be put into the VM")
 
 
 class _Bytes:

@@ -32,9 +32,9 @@ _LOCK_STEP_S = 0.01
 
 
 class ServiceFailed(HostError):
-    """A daemon that did not come up, or would not go. ``said`` is the end of its log."""
+    """A daemon that did not come up, or would not go. ``log`` is a file, or the command that shows it; ``said`` is its end."""
 
-    def __init__(self, name: str, how: str, log: Path, said: str = "") -> None:
+    def __init__(self, name: str, how: str, log: Path | str, said: str = "") -> None:
         super().__init__(name, how, log, said)
         self.name = name
         self.how = how
@@ -133,9 +133,14 @@ class Unit:
     socket: Path
 
     def start(self) -> bool:
+        """Raises :exc:`ServiceFailed`, or that systemctl failed."""
         if serves(self):
             return False
         self._systemctl("start")  # returns when the daemon has told systemd that it serves
+        wait_until(lambda: serves(self), START_DEADLINE_S)
+        if not serves(self):
+            how = f"does not serve {self.socket} after {START_DEADLINE_S:g} s"
+            raise ServiceFailed(self.name, how, f"'journalctl -u {self.name}'")
         return True
 
     def stop(self) -> bool:

@@ -93,10 +93,6 @@ class Toolstack(Protocol):
         """Begin a command in a running VM: :func:`qfilexchg.dom0.vms.run.session`, with the way to this VM's agent."""
         ...
 
-    async def console(self, vm: VmId) -> str:
-        """The end of what the VM has said on its serial console: its own text, to be shown escaped."""
-        ...
-
     async def shut_down(self, vm: VmId, deadline_s: float) -> None:
         """Tell the VM to end in good order. It may not hear, or be on its way out already: what counts is whether it ends."""
         ...

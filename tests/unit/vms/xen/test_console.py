@@ -7,10 +7,12 @@ import contextlib
 import os
 import pwd
 import sys
+import termios
 import threading
 import tty
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -63,6 +65,11 @@ class Scene:
         """The VM's run agent comes up."""
         environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
         self.agent = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", _AGENT, os.ttyname(self._vm), env=environment)
+
+    @property
+    def terminal(self) -> int:
+        """What the store names."""
+        return self._dom0
 
     def say(self, text: bytes) -> None:
         """The VM's kernel says something."""
@@ -208,12 +215,24 @@ async def test_a_terminal_that_the_vm_could_have_named_is_not_opened(tmp_path: P
                 await output(Console(here.home, work.vm.id), "true")
 
 
-async def test_what_nobody_has_read_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_console_that_is_another_vms_once_it_is_open_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene(tmp_path, monkeypatch) as here:
         work = await here.start()
-        here.say(b"Kernel panic\r\n")
-        assert await Console(here.home, work.vm.id).read() == b"Kernel panic\r\n"
-        assert await Console(here.home, work.vm.id).read() == b""
+        attributes = termios.tcgetattr(here.terminal)
+        attributes[3] |= termios.ECHO
+        termios.tcsetattr(here.terminal, termios.TCSANOW, attributes)
+        attributes = termios.tcgetattr(here.terminal)
+
+        async def open_late(self: Console) -> Path:
+            path = await looked(self)
+            await here.store.write(keys.absolute(work.id, "vm"), f"/vm/{uuid4()}".encode())
+            return path
+
+        looked = Console._path
+        monkeypatch.setattr(Console, "_path", open_late)
+        with pytest.raises(NoAnswer, match="the VM has ended"):
+            await output(Console(here.home, work.vm.id), "true")
+        assert termios.tcgetattr(here.terminal) == attributes
 
 
 async def test_of_what_a_vm_says_only_the_end_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,4 +240,7 @@ async def test_of_what_a_vm_says_only_the_end_is_kept(tmp_path: Path, monkeypatc
     async with scene(tmp_path, monkeypatch) as here:
         work = await here.start()
         here.say(b"123456")
-        assert await Console(here.home, work.vm.id).read() == b"3456"
+        way = Console(here.home, work.vm.id)
+        with pytest.raises(NoAnswer):
+            await output(way, "true", deadline_s=0.5)
+        assert way.said == b"3456"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, Slot, VmGone, VmId
-from qfilexchg.dom0.vms.xen import config, hypervisor, loops, nodes
+from qfilexchg.dom0.vms.xen import config, hypervisor, loops, nodes, orders
 from qfilexchg.dom0.vms.xen.hypervisor import Xen
 from qfilexchg.protocol import keys
 from qfilexchg.xenstore.client import Store
@@ -26,7 +28,7 @@ class Scene:
         self.fake = fake
         self.home = home
         self.store = store
-        self.xen = Xen(home, fake.loops())
+        self.xen = Xen(home, fake.loops(), home.data / "logs")
 
     def image(self, name: str = "pen") -> Path:
         path = self.home.spool / name
@@ -69,10 +71,16 @@ class TestRunning:
 
     async def test_one_that_has_shut_down_or_has_no_vms_name_does_not_run(self, begin: Begin) -> None:
         async with begin() as scene:
-            (await scene.fake.start("work")).shutdown = "c"
+            (await scene.fake.start("work")).shutdown = "-"
             await scene.fake.start("two words")
             await scene.fake.start("(null)")
             assert await scene.xen.running() == {}
+
+    async def test_one_that_is_being_saved_goes_on_running(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            work.shutdown = "s"
+            assert await scene.xen.running() == {work.id: work.vm}
 
     async def test_one_that_xl_and_the_store_do_not_agree_on_does_not_run(self, begin: Begin) -> None:
         async with begin() as scene:
@@ -326,6 +334,158 @@ class TestDetach:
             await scene.xen.detach(work.vm.id, OUTGOING)
             assert scene.fake.bound() == ["loop0", "loop7"]
 
+    async def test_of_other_files_of_ours_only_a_disposable_vms_disk_is_freed_and_none_is_waited_for(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            for number, file in enumerate(("vms/disp1/volatile.img", "vms/work/private.img", "savefiles/0a/disk")):
+                scene.fake.bind(f"loop{7 + number}", str(scene.home.data / file))
+            scene.fake.frees = False
+            await scene.xen.detach(work.vm.id, OUTGOING)
+            assert scene.fake.cleared == ["loop7"]
+
+
+class TestOrders:
+    """xl starts a VM of somebody's again with all the disks that it had."""
+
+    async def restarted(self, scene: Scene, work: Domain, image: Path) -> Domain:
+        await scene.fake.end(work)
+        return await scene.fake.start("work", settings={"disk": [config.disk("xvdg", image, writable=True)]})
+
+    async def test_one_that_xl_starts_again_gets_nothing_in_a_pendrives_place(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, personal, image = await scene.fake.start("work"), await scene.fake.start("personal"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            again = await self.restarted(scene, work, image)
+            assert await scene.xen.attached(again.vm.id) == {} and scene.fake.loops().holding(image) == []
+            await scene.xen.detach(again.vm.id, OUTGOING)
+            await scene.xen.attach(personal.vm.id, INCOMING, image)
+            assert len(scene.fake.loops().holding(image)) == 1
+
+    async def test_nothing_makes_way_for_a_pendrive(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            again = await self.restarted(scene, work, image)
+            await scene.xen.attach(again.vm.id, OUTGOING, scene.image("other"))
+            assert await scene.xen.attached(again.vm.id) == {OUTGOING: scene.home.spool / "other"}
+
+    async def test_an_order_is_there_while_xl_attaches_and_not_longer(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            seen = []
+
+            async def look() -> None:
+                seen.append((orders.folder(scene.home) / image.name).read_text())
+
+            scene.fake.before["block-attach"] = look
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            scene.fake.before.clear()
+            scene.fake.fails.add("block-attach")
+            with pytest.raises(HypervisorError):
+                await scene.xen.attach(work.vm.id, INCOMING, scene.image("other"))
+            assert seen == ["1/51808\n"] and list(orders.folder(scene.home).iterdir()) == []
+
+    async def test_where_an_order_is_lost_the_attachment_is_an_error(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+
+            async def lose() -> None:
+                (orders.folder(scene.home) / image.name).unlink()
+
+            scene.fake.before["block-attach"] = lose
+            with pytest.raises(HypervisorError, match="by somebody else"):
+                await scene.xen.attach(work.vm.id, OUTGOING, image)
+            assert scene.fake.loops().holding(image) == []
+
+    async def test_what_a_killed_daemon_has_left_goes(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            orders.folder(scene.home).mkdir()
+            for name, order in (("stays", "1/51808"), ("ended", "9/51808"), ("deleted", "1/51824"), ("unread", "")):
+                (orders.folder(scene.home) / name).write_text(order)
+                if name != "deleted":
+                    scene.image(name)
+            assert list(await scene.xen.running()) == [work.id]
+            assert sorted(order.name for order in orders.folder(scene.home).iterdir()) == ["stays", "unread"]
+
+
+class TestBlockScript:
+    """The script itself, with programs that note what they are asked."""
+
+    @pytest.fixture
+    def script(self, tmp_path: Path) -> Callable[..., str]:
+        programs, noted = tmp_path / "bin", tmp_path / "noted"
+        programs.mkdir()
+        device = tmp_path / "sys/loop5"
+        device.mkdir(parents=True)
+        (device / "dev").write_text("7:5\n")
+        for name, body in (
+            ("xenstore-read", 'printf "%s\\n" $KEYS'),
+            ("xenstore-write", f'echo "$*" >> {noted}'),
+            ("losetup", f'echo "losetup $*" >> {noted}; echo /dev/loop5'),
+        ):
+            (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+            (programs / name).chmod(0o755)
+        text = config.BLOCK_SCRIPT.read_text()
+        for ours, here in (("/var/lib/qfilexchg", "data"), ("/run/qfilexchg", "run"), ("/sys/block", "sys")):
+            assert ours in text
+            text = text.replace(ours, str(tmp_path / here))
+        script = tmp_path / "block"
+        script.write_text(text)
+
+        def run(verb: str, *keys: object) -> str:
+            path = f"{programs}:{os.environ['PATH']}"
+            environment = {"PATH": path, "KEYS": " ".join(map(str, keys)), "XENBUS_PATH": "backend/vbd/3/51808"}
+            subprocess.run(["/bin/sh", str(script), verb], env=environment, check=True, timeout=20)
+            said = noted.read_text() if noted.exists() else ""
+            noted.unlink(missing_ok=True)
+            return said
+
+        return run
+
+    @pytest.fixture
+    def bind(self, script: Callable[..., str]) -> Callable[[Path], str]:
+        return lambda file: script("add", file, "w")
+
+    def test_a_pendrive_goes_to_the_disk_that_its_order_names_and_to_no_other(self, tmp_path: Path, bind: Callable[[Path], str]) -> None:
+        pendrive, nothing = tmp_path / "data/spool/pen.img", tmp_path / "data/nothing"
+        order = tmp_path / "run/orders/pen.img"
+        order.parent.mkdir(parents=True)
+        pendrive.parent.mkdir(parents=True)
+        order.write_text("3/51808\n")
+        said = bind(pendrive)
+        assert f"losetup --find --show -- {pendrive}\n" in said and f"/params {pendrive} " in said and "/mode w " in said
+        assert not nothing.exists()
+        for other in ("2/51808\n", "3/51824\n", "", None):
+            order.unlink(missing_ok=True)
+            if other is not None:
+                order.write_text(other)
+            said = bind(pendrive)
+            assert f"losetup --read-only --find --show -- {nothing}\n" in said and f"/params {nothing} " in said and "/mode r " in said
+            assert "physical-device 7:5" in said and "hotplug-status connected" in said
+        assert nothing.stat().st_size == 1 << 20 and nothing.stat().st_blocks == 0 and nothing.stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        ("bound", "freed"),
+        [
+            ("spool/pen.img", True),
+            ("spool/pen.img (deleted)", True),
+            ("spool/other.img", False),
+            ("template/root.img", True),
+            (None, False),
+        ],
+    )
+    def test_a_device_that_is_another_pendrives_by_now_is_not_freed(
+        self, tmp_path: Path, script: Callable[..., str], bound: str | None, freed: bool
+    ) -> None:
+        (tmp_path / "sys/loop5/loop").mkdir()
+        if bound:
+            (tmp_path / "sys/loop5/loop/backing_file").write_text(f"{tmp_path}/data/{bound}\n")
+        assert script("remove", "/dev/loop5", tmp_path / "data/spool/pen.img") == ("losetup --detach /dev/loop5\n" if freed else "")
+
+    def test_other_files_need_no_order(self, tmp_path: Path, bind: Callable[[Path], str]) -> None:
+        assert f"losetup --find --show -- {tmp_path}/data/vms/work/private.img\n" in bind(tmp_path / "data/vms/work/private.img")
+
 
 class TestKill:
     async def test_a_loop_device_that_a_killed_vm_left_is_freed(self, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +510,44 @@ class TestKill:
             await scene.xen.kill(VmId(work.id, uuid4()))
             await scene.fake.end(work)
             await scene.xen.kill(work.vm.id)
-            assert scene.fake.asked == []
+            assert not any(asked.startswith("destroy") for asked in scene.fake.asked)
+
+    @pytest.mark.parametrize("dying", [False, True])
+    async def test_what_was_half_destroyed_is_destroyed_whole(self, begin: Begin, dying: bool) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            await scene.fake.half_end(work)
+            work.dying = dying
+            await scene.xen.kill(work.vm.id)
+            assert scene.fake.domains == {} and scene.fake.asked == ["list -v", "destroy 1"]
+
+    async def test_another_run_of_the_same_vm_is_left_alone(self, begin: Begin) -> None:
+        async with begin() as scene:
+            first = await scene.fake.start("work")
+            await scene.fake.end(first)
+            again = await scene.fake.start("work", first.uuid)
+            await scene.xen.kill(first.vm.id)
+            assert scene.fake.domains == {again.id: again}
+
+    async def test_cancelled_it_lets_xl_come_to_its_end(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            asked, go_on, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+            async def wait() -> None:
+                asked.set()
+                await go_on.wait()
+                asyncio.get_running_loop().call_soon(over.set)
+
+            scene.fake.before["destroy"] = wait
+            killing = asyncio.create_task(scene.xen.kill(work.vm.id))
+            await asked.wait()
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+            go_on.set()
+            async with asyncio.timeout(20):
+                await scene.xen.kill(work.vm.id)
+            assert over.is_set() and scene.fake.domains == {}
 
     async def test_when_xl_fails_and_the_vm_is_there_it_is_an_error(self, begin: Begin) -> None:
         async with begin() as scene:

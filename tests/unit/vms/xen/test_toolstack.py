@@ -14,7 +14,8 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
-from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm
+from qfilexchg.dom0.vms.disposables import Disposables
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
@@ -259,12 +260,39 @@ async def test_who_has_ended_is_swept_and_who_runs_or_is_just_made_is_not(begin:
         assert list(await scene.toolstack.running()) == [running.name]
 
 
+async def test_a_record_stays_as_long_as_xen_has_the_vm(begin: Begin) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        domain = scene.fake.domains[1]
+        await scene.fake.half_end(domain)
+        await scene.toolstack.hypervisor.release(running.id.domain)
+        assert len(scene.left()) == 1
+        told: list[RunningVm] = []
+        await scene.toolstack.sweep(told.append)
+        assert told == [running] and scene.left() == [] and scene.fake.domains == {}
+
+
+async def test_a_disposable_vm_is_forgotten_when_xen_has_it_no_more(begin: Begin) -> None:
+    async with begin() as scene:
+        disposables = Disposables(scene.home, scene.collection, scene.toolstack, 300)
+        running = await scene.restore(scene.collection.add_new_disposablevm(Label.RED, 300, preloaded=True))
+        await scene.fake.half_end(scene.fake.domains[1])
+        scene.fake.fails.add("destroy")
+        with pytest.raises(HypervisorError, match="refused by the test"):
+            await disposables.forget(running.id)
+        await disposables.sweep([])
+        assert list(await scene.toolstack.running()) == [running.name] and scene.collection.get(running.name)
+        scene.fake.fails.clear()
+        await disposables.sweep([])
+        assert scene.fake.domains == {} and scene.collection.list() == [] and scene.left() == []
+
+
 async def test_one_that_is_being_saved_is_not_swept(begin: Begin) -> None:
     async with begin() as scene:
         await scene.start(scene.app("work"))
         scene.fake.domains[1].shutdown = "s"
         await scene.toolstack.sweep(lambda _: pytest.fail("it has not ended"))
-        assert list(await scene.toolstack.running()) == ["work"] and await scene.toolstack.hypervisor.running() == {}
+        assert list(await scene.toolstack.running()) == ["work"]
 
 
 async def test_released_a_vm_is_forgotten_and_one_that_has_its_id_now_is_not(begin: Begin) -> None:
@@ -296,15 +324,48 @@ async def test_another_xen_makes_another_stamp(begin: Begin, monkeypatch: pytest
         assert (await scene.anew().basis(300, scene.template)).stamp != stamp
 
 
-async def test_the_console_is_read_from_xenconsoleds_log_where_it_keeps_one(begin: Begin) -> None:
+async def test_one_that_nobody_is_left_to_wake_is_swept_unless_it_is_preloaded(begin: Begin) -> None:
+    async with begin() as scene:
+        left, preloaded = scene.disposable(), scene.collection.add_new_disposablevm(Label.RED, 300, preloaded=True)
+        for vm in (left, preloaded):
+            await scene.restore(vm)
+        told: list[RunningVm] = []
+        await scene.anew().sweep(told.append)
+        assert told == [] and len(scene.fake.domains) == 2, "who has made them is still there"
+        for vm in (left, preloaded):
+            scene.toolstack._let_go(vm.uuid)
+        await scene.anew().sweep(told.append)
+        assert [vm.name for vm in told] == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
+
+
+async def test_one_that_a_person_has_paused_is_not_swept(begin: Begin) -> None:
+    async with begin() as scene:
+        await scene.start(scene.app("work"))
+        scene.fake.domains[1].paused = True
+        await scene.toolstack.sweep(lambda _: pytest.fail("it has not ended"))
+        assert list(scene.fake.domains) == [1]
+
+
+async def test_only_the_vm_that_is_meant_is_told_to_end(begin: Begin) -> None:
     async with begin() as scene:
         running = await scene.start(scene.app("work"))
-        assert await scene.toolstack.console(running.id) == ""
+        await scene.toolstack.shut_down(VmId(running.id.domain, uuid4()), 5)
+        assert not scene.fake.domains[1].shutdown
+        await scene.toolstack.shut_down(running.id, 5)
+        assert scene.fake.domains[1].shutdown
+
+
+async def test_of_a_disposable_vm_xls_log_goes_too(begin: Begin) -> None:
+    async with begin() as scene:
         logs = scene.home.data / "logs"
         logs.mkdir()
-        (logs / "guest-work.log").write_bytes(b"x" * (64 << 10) + b"\xffthe end\n")
-        said = await scene.toolstack.console(running.id)
-        assert said.endswith("x\\xffthe end\n") and len(said) < 65 << 10
+        vm, work = scene.disposable(), scene.app("work")
+        others = [f"xl-{vm.name}0.log", f"xl-{vm.name}.log.old", "xl-work.log"]
+        for name in (*others, f"xl-{vm.name}.log", f"xl-{vm.name}.log.1", f"xl-{vm.name}.log.10"):
+            (logs / name).touch()
+        for running in (await scene.restore(vm), await scene.start(work)):
+            await scene.toolstack.end(running)
+        assert sorted(log.name for log in logs.iterdir()) == sorted(others)
 
 
 async def test_when_all_has_ended_nothing_is_left(begin: Begin) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
-from qfilexchg.dom0.vms.xen import nodes
+from qfilexchg.dom0.vms.xen import nodes, orders
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId, VmName
@@ -72,6 +72,7 @@ class Domain:
     uuid: UUID
     name: str
     paused: bool = True
+    dying: bool = False
     shutdown: str = ""
     """The letter of the reason, once it has shut down."""
     connects: bool = True
@@ -92,6 +93,7 @@ class FakeXen:
         self._store = store
         self._ids = itertools.count(1)
         self._loop_numbers = itertools.count()
+        self._home = Home(folder, folder / "run", folder / "cache")
         self._sysfs = folder / "sysfs"
         self._changes: set[asyncio.Task[None]] = set()
         self.domains: dict[int, Domain] = {}
@@ -105,6 +107,7 @@ class FakeXen:
         """What happens when it has been carried out, and xl has not ended."""
         self.backend_stays = False
         self.loops_lag = False
+        self.frees = True
         self.free_mib = 2000
         self.virt_caps = "pv hvm hap"
         self.cleared: list[str] = []
@@ -138,17 +141,31 @@ class FakeXen:
             await self._remove_backend(f"{nodes.backends(domain.id)}/{device}")
         with suppress(NoEntry):
             await self._store.rm(nodes.backends(domain.id))
-        await self._store.rm(keys.home(domain.id))
-        await self._store.release(domain.id)
+        with suppress(NoEntry):
+            await self._store.rm(keys.home(domain.id))
+        if await self._store.is_introduced(domain.id):
+            await self._store.release(domain.id)
+
+    async def half_end(self, domain: Domain) -> None:
+        """An ``xl destroy`` is broken off: the store knows nothing of the VM any more, and Xen still has it."""
+        await self.end(domain)
+        self.domains[domain.id] = domain
 
     async def _backend(self, domain: Domain, disk: str, image: str, state: int) -> str:
+        """With the block script's work, which puts a pendrive only where an order says so."""
         path = nodes.backend(domain.id, disk)
+        if Path(image).parent == self._home.spool and not await asyncio.to_thread(self._is_ordered, domain.id, disk, image):
+            image = str(orders.nothing(self._home))
         for key, value in {"type": "phy", "params": image, "online": "1", "state": str(state)}.items():
             await self._store.write(f"{path}/{key}", value.encode())
         loop = f"loop{next(self._loop_numbers)}"
         self.bind(loop, image)
         await self._store.write(f"{path}/node", f"/dev/{loop}".encode())
         return path
+
+    def _is_ordered(self, domain: DomainId, disk: str, image: str) -> bool:
+        order = orders.folder(self._home) / Path(image).name
+        return order.exists() and order.read_text() == f"{domain}/{nodes.number(disk)}\n"
 
     async def _remove_backend(self, path: str) -> None:
         node = await nodes.read(self._store, f"{path}/node")
@@ -171,7 +188,8 @@ class FakeXen:
 
     def _clear(self, loop: str) -> None:
         self.cleared.append(loop)
-        self.free(loop)
+        if self.frees:
+            self.free(loop)
 
     # xl
 
@@ -223,6 +241,8 @@ class FakeXen:
                 await self.end(self._domain(number))
             case "destroy", number:
                 await self.end(self._domain(number))
+            case "shutdown", number:
+                self._domain(number).shutdown = "-"
             case "block-attach", number, spec:
                 await self._attach(self._domain(number), _fields(spec))
             case "block-detach", "--force", number, disk:
@@ -242,7 +262,8 @@ class FakeXen:
         lines = [f"{'Name':40} {'ID':>5}   Mem VCPUs\tState\tTime(s)   UUID                            Reason-Code\tSecurity Label"]
         dom0 = Domain(DomainId(0), UUID(int=0), "Domain-0", paused=False)
         for domain in (dom0, *self.domains.values()):
-            letters = f"-b{'p' if domain.paused else '-'}{'s' if domain.shutdown else '-'}{domain.shutdown or '-'}-"
+            shut_down = f"s{domain.shutdown}" if domain.shutdown else "--"
+            letters = f"-b{'p' if domain.paused else '-'}{shut_down}{'d' if domain.dying else '-'}"
             reason = f"{1 if domain.shutdown else '-':>8}"
             lines.append(f"{domain.name:40} {domain.id:5d} {300:5d} {1:5d}     {letters}  {1.5:8.1f} {domain.uuid} {reason} {'-':>16}")
         return "".join(f"{line}\n" for line in lines)

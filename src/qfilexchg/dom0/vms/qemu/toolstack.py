@@ -93,9 +93,6 @@ class QemuToolstack:
     ) -> AbstractAsyncContextManager[run.Session]:
         return channels.session(self._home.domain(vm.domain), argv, user=user, window=window, deadline_s=deadline_s)
 
-    async def console(self, vm: VmId) -> str:
-        return await self._qemu.console(vm)
-
     async def shut_down(self, vm: VmId, deadline_s: float) -> None:
         with contextlib.suppress(run.NoAnswer, VmError, TimeoutError):
             async with asyncio.timeout(deadline_s), self.run(vm, _POWER_OFF, user="root") as session:

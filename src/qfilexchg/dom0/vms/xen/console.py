@@ -86,14 +86,6 @@ class Console:
         self._said += data
         del self._said[:-SAID_MAX]
 
-    async def read(self) -> bytes:
-        """What the VM has said that nobody has read yet, after what this object knows. Waits for nothing."""
-        with contextlib.suppress(BlockingIOError, NoAnswer), self._lock():
-            async with self._open() as terminal:
-                while data := os.read(terminal, _READ_BYTES):
-                    self._note(data)
-        return self.said
-
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """Wait for other commands in this VM to end. Raises :exc:`ConsoleBusy`."""
@@ -130,6 +122,8 @@ class Console:
             status = os.fstat(terminal)
             if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) not in _UNIX98_PTY_MAJORS:
                 raise NoAnswer("the VM's console is no terminal", str(path))
+            if await self._path() != path:  # what was opened may be another VM's, which got the number of one that has ended
+                raise NoAnswer("the VM's console has just changed")
             with contextlib.suppress(OSError, termios.error):  # it has just been closed at the other end, as reading will tell
                 _make_raw(terminal)
             yield terminal

@@ -2,10 +2,13 @@
 
 xl makes the changes, and the store tells when they have come true: a disk is attached when its backend in dom0 is connected, and
 detached when that backend's node is gone and no loop device has the image any more. Both are waited for by watches. A domain id
-is used again, so it is compared with the VM's UUID before something is done and after.
+is used again, so it is compared with the VM's UUID before something is done, and after an attachment once more.
+
+The store forgets a VM before Xen does. Only of one that Xen does not list any more nothing is left.
 
 A pendrive's image lies below the home's data. A disk in a slot that lies elsewhere is somebody else's: it is in the way of an
-attachment, and never taken away.
+attachment, and never taken away. One that the block script has put in a pendrive's place (:mod:`~qfilexchg.dom0.vms.xen.orders`)
+counts as none.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from weakref import WeakValueDictionary
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
-from qfilexchg.dom0.vms.xen import config, nodes, records, xl
+from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
 from qfilexchg.dom0.vms.xen.nodes import Disk
+from qfilexchg.dom0.vms.xen.records import Record
 from qfilexchg.dom0.vms.xen.xl import Listed
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId
@@ -35,7 +39,11 @@ DETACH_DEADLINE_S = 30.0
 """xl waits 10 s for the VM's kernel to let go of the disk, and as long again when it forces it."""
 KILL_DEADLINE_S = 60.0
 QUERY_DEADLINE_S = 30.0
+LOGS = Path("/var/log/xen")
+_LOGS_KEPT = 10
+"""xl renames the log of an earlier VM of the same name so often, and then drops it."""
 
+_VOLATILE = "volatile.img"
 _tokens = itertools.count()
 
 log = logging.getLogger(__name__)
@@ -44,15 +52,16 @@ log = logging.getLogger(__name__)
 class Xen:
     """:class:`~qfilexchg.dom0.vms.hypervisor.Hypervisor` for the VMs of this computer."""
 
-    def __init__(self, home: Home, loops: LoopDevices | None = None) -> None:
+    def __init__(self, home: Home, loops: LoopDevices | None = None, logs: Path = LOGS) -> None:
         self._home = home
+        self._logs = logs
         self._loops = loops or LoopDevices()
         self._turns: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
         self.kills = 0
         """How many VMs have been ended by :meth:`kill`."""
 
     async def running(self) -> Mapping[DomainId, RunningVm]:
-        return {vm.id.domain: vm for listed, vm in (await self.listed()).items() if listed.runs}
+        return {vm.id.domain: vm for listed, vm in (await self.listed()).items() if listed.runs or listed.suspended}
 
     async def listed(self) -> Mapping[Listed, RunningVm]:
         """Every VM that is not about to go, dom0 excepted: also one that has shut down and is still to be destroyed.
@@ -60,7 +69,10 @@ class Xen:
         Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not.
         """
         async with self._operation("Xen cannot be asked which VMs run", QUERY_DEADLINE_S) as store:
-            listed = [found for found in await xl.list_domains() if found.domain and not found.dying]
+            ordered = orders.left(self._home)
+            everything = await xl.list_domains()
+            orders.remove_stale(self._home, ordered, {found.domain for found in everything})
+            listed = [found for found in everything if found.domain and not found.dying]
             said = await asyncio.gather(*(nodes.identity(store, found.domain) for found in listed))
             vms = {
                 found: RunningVm(VmId(found.domain, found.uuid), name)
@@ -81,15 +93,19 @@ class Xen:
             async with self._operation(f"domain {vm.domain}: cannot attach {slot.value}", ATTACH_DEADLINE_S) as store:
                 await self._require(store, vm)
                 disk = await nodes.disk(store, vm.domain, slot.value)
+                if disk is not None and self._is_nothing(disk):
+                    await self._remove(store, vm.domain, slot, force=not disk.online)
+                    disk = None
                 if disk is None:
                     await self._require_free(store, image)
                     begun = True
                     spec = config.disk(slot.value, image, writable=True)
-                    await xl.run("block-attach", str(vm.domain), spec, deadline_s=ATTACH_DEADLINE_S)
+                    with orders.given(self._home, image, vm.domain, slot.value):
+                        await xl.run("block-attach", str(vm.domain), spec, deadline_s=ATTACH_DEADLINE_S)
                 elif disk.image != image:
                     raise HypervisorError(f"domain {vm.domain} has another image as {slot.value}", str(disk.image))
                 begun = True
-                await self._connected(store, vm.domain, slot)
+                await self._connected(store, vm.domain, slot, image)
                 await self._require(store, vm)
         except BaseException as error:
             if begun:
@@ -100,18 +116,19 @@ class Xen:
 
     async def _require_free(self, store: Store, image: Path) -> None:
         """Raise HypervisorError if a VM has the image; return when no VM that had it is still about to let go of it."""
-        if self._loops.holding(image):
-            if (holder := await _holder(store, image)) is not None:
-                raise HypervisorError(f"the image is attached to domain {holder}", str(image))
-            await self._loops.released(image)
+        if (holder := await _holder(store, image)) is not None:
+            raise HypervisorError(f"the image is attached to domain {holder}", str(image))
+        await self._loops.released(image)
 
-    async def _connected(self, store: Store, domain: DomainId, slot: Slot) -> None:
+    async def _connected(self, store: Store, domain: DomainId, slot: Slot, image: Path) -> None:
         """Return when the VM has the disk."""
 
         async def is_connected() -> bool:
             disk = await nodes.disk(store, domain, slot.value)
             if disk is None:
                 raise HypervisorError(f"domain {domain}: {slot.value} has gone again while it was attached")
+            if disk.image != image:
+                raise HypervisorError(f"domain {domain}: {slot.value} was attached by somebody else meanwhile", str(disk.image))
             if not disk.online or disk.state in {nodes.CLOSING, nodes.CLOSED}:
                 raise HypervisorError(f"domain {domain} does not take {slot.value}", f"the backend's state is {disk.state}")
             return disk.state == nodes.CONNECTED
@@ -139,7 +156,7 @@ class Xen:
         async with self._operation(f"domain {vm.domain}: cannot detach {slot.value}", DETACH_DEADLINE_S) as store:
             uuid = await nodes.uuid(store, vm.domain)
             disk = await nodes.disk(store, vm.domain, slot.value)
-            if disk is None or uuid not in {None, vm.uuid}:
+            if disk is None or self._is_nothing(disk) or uuid not in {None, vm.uuid}:
                 await self._forgotten_released(store)
                 return
             if not self._is_ours(disk):
@@ -152,12 +169,27 @@ class Xen:
             await self._loops.released(disk.image)
 
     async def _forgotten_released(self, store: Store) -> None:
-        """Return when no loop device has an image of ours that no VM has: one left by a detaching that was broken off, or by a VM's end."""
+        """Return when no loop device has a pendrive that no VM has: one left by a detaching that was broken off, or by a VM's end.
+
+        Of what else lies below the home's data only the disks of DisposableVMs are ours to free: they are not waited for.
+        """
         # The devices first: a backend is there before its device is bound, so none that is being attached looks forgotten.
-        images = {image for image in self._loops.bound().values() if self._is_below_data(image)}
-        if images:
-            held = {_real(image) for _, image in await nodes.images(store)}
-            await asyncio.gather(*(self._loops.released(image) for image in images - held))
+        spool, vms = _real(self._home.spool), _real(self._home.data) / "vms"
+        bound = self._loops.bound()
+        pendrives = {image for image in bound.values() if image.parent == spool}
+        volatile = {device: image for device, image in bound.items() if image.name == _VOLATILE and image.parent.parent == vms}
+        if not pendrives and not volatile:
+            return
+        held = {self._real(image) for _, image in await nodes.images(store)}
+        for device, image in volatile.items():
+            if image not in held:
+                self._loops.clear(device)
+        await asyncio.gather(*(self._loops.released(image) for image in pendrives - held))
+
+    def _real(self, image: Path) -> Path:
+        """What the kernel calls an image of ours. One of somebody else's stays as it is, as to look at it could take for ever."""
+        data = self._home.data
+        return _real(data) / image.relative_to(data) if image.is_relative_to(data) else image
 
     async def _remove(self, store: Store, domain: DomainId, slot: Slot, *, force: bool) -> None:
         """Return when the backend is gone."""
@@ -182,21 +214,24 @@ class Xen:
         return {slot: disk.image for slot, disk in disks.items() if disk and disk.image and self._is_ours(disk)}
 
     def _is_ours(self, disk: Disk) -> bool:
-        return disk.image is not None and self._is_below_data(disk.image)
-
-    def _is_below_data(self, image: Path) -> bool:
         """What is kept is the person's, to be mounted by hand."""
-        image = _real(image)
-        return image.is_relative_to(_real(self._home.data)) and not image.is_relative_to(_real(self._home.kept))
+        image = disk.image
+        if image is None or self._is_nothing(disk):
+            return False
+        return image.is_relative_to(self._home.data) and not image.is_relative_to(self._home.kept)
+
+    def _is_nothing(self, disk: Disk) -> bool:
+        return disk.image == orders.nothing(self._home)
 
     async def kill(self, vm: VmId) -> None:
         async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
-            if await nodes.uuid(store, vm.domain) == vm.uuid:
+            # Where an "xl destroy" was broken off, Xen may still have a VM of which the store knows nothing any more.
+            if await nodes.uuid(store, vm.domain) == vm.uuid or await _listed(vm):
                 try:
-                    await xl.run("destroy", str(vm.domain), deadline_s=KILL_DEADLINE_S)
+                    await _destroy(vm.domain)
                 except HypervisorError:
-                    if await nodes.uuid(store, vm.domain) == vm.uuid:
-                        raise
+                    if (found := await _listed(vm)) and not found.dying:
+                        raise  # else xl has been at it already, when it ended by itself
             await self.ended(store, vm)
             await self._forgotten_released(store)
             self.kills += 1
@@ -213,12 +248,20 @@ class Xen:
         await until(store, has_ended, keys.home(vm.domain), nodes.backends(vm.domain), keys.RELEASE_DOMAIN)
 
     async def release(self, domain: DomainId) -> None:
-        """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours."""
-        async with self._operation(f"domain {domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
-            uuid = await nodes.uuid(store, domain)
-        for record in records.all_records(self._home):
-            if record.domain == domain and record.uuid != uuid:
-                records.remove(self._home, record.uuid)
+        """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours, if Xen has no such domain any more."""
+        ended = [record for record in records.all_records(self._home) if record.domain == domain]
+        if ended:
+            there = {(found.domain, found.uuid) for found in await xl.list_domains()}
+            for record in ended:
+                if (domain, record.uuid) not in there:
+                    self.forget(record)
+
+    def forget(self, record: Record) -> None:
+        """The VM has ended. Of a DisposableVM xl's log goes too."""
+        records.remove(self._home, record.uuid)
+        if record.keys.get(keys.VM_TYPE) == keys.DISPOSABLE_TYPE.decode("ascii"):
+            for suffix in ("", *(f".{number}" for number in range(1, _LOGS_KEPT + 1))):
+                (self._logs / f"xl-{record.name}.log{suffix}").unlink(missing_ok=True)
 
     async def _require(self, store: Store, vm: VmId) -> None:
         if await nodes.uuid(store, vm.domain) != vm.uuid:
@@ -247,8 +290,18 @@ async def operation(home: Home, what: str, deadline_s: float) -> AsyncIterator[S
         raise HypervisorError(what, str(error)) from error
 
 
+async def _listed(vm: VmId) -> Listed | None:
+    """What Xen itself knows of a VM, also of one that is about to go."""
+    return next((found for found in await xl.list_domains() if (found.domain, found.uuid) == (vm.domain, vm.uuid)), None)
+
+
+async def _destroy(domain: DomainId) -> None:
+    """Have xl destroy a domain. Whoever does not wait for that any more lets it come to its end, for which it has a thread."""
+    await asyncio.to_thread(asyncio.run, xl.run("destroy", str(domain), deadline_s=KILL_DEADLINE_S))
+
+
 def _real(path: Path) -> Path:
-    """What the kernel calls it."""
+    """What the kernel calls a path of ours."""
     return Path(os.path.realpath(path))
 
 

@@ -22,9 +22,9 @@ _LOOP_CLR_FD = 0x4C01
 
 
 def _clear(device: str) -> None:
-    """Free a loop device. Nothing of it is read."""
-    with contextlib.suppress(OSError):  # it has just been freed
-        descriptor = os.open(f"/dev/{device}", os.O_RDONLY | os.O_CLOEXEC)
+    """Free a loop device, unless a filesystem on it is mounted. Nothing of it is read."""
+    with contextlib.suppress(OSError):  # it has just been freed, or is mounted
+        descriptor = os.open(f"/dev/{device}", os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
         try:
             fcntl.ioctl(descriptor, _LOOP_CLR_FD)
         finally:
@@ -50,6 +50,10 @@ class LoopDevices:
         """The devices that are bound to ``image``."""
         wanted = Path(os.path.realpath(image))
         return [device for device, bound in self.bound().items() if bound == wanted]
+
+    def clear(self, device: str) -> None:
+        """Have a device freed that nobody is to have, and wait for nothing. One on which a filesystem is mounted is left alone."""
+        self._clear(device)
 
     async def released(self, image: Path) -> None:
         """Return when the devices that are bound to ``image`` now are not any more. For how long to wait is the caller's to say.

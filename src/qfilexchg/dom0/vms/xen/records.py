@@ -4,7 +4,7 @@ A VM is announced by the store while xl is still at work on it, and before its k
 Whoever sees it first writes them, so qfilexchgd never takes a DisposableVM for an AppVM. For that they stand in the record, which is
 there before xl is started.
 
-A record is locked for as long as the VM is being made: one that is neither locked nor running has ended.
+A record is locked for as long as the VM is being made, which is until it wakes: one that is neither locked nor running has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -34,6 +34,8 @@ class Record:
     uuid: UUID
     keys: Mapping[str, str]
     domain: DomainId | None = None
+    woken: bool = False
+    """Whether its maker has let it run: if it is paused later, a person has done that."""
 
     @property
     def vm(self) -> RunningVm | None:
@@ -51,6 +53,10 @@ class Making:
         """The VM is there: note its domain id, and write its keys. Raises :exc:`~qfilexchg.xenstore.errors.NoEntry` if it has ended."""
         _write(self._file, Record(self._record.name, self._record.uuid, self._record.keys, domain))
         await write_keys(store, domain, self._record.keys)
+
+    def hold(self) -> int:
+        """A descriptor that keeps the VM being made until it is closed, here or by the end of this process."""
+        return os.dup(self._file)
 
 
 def folder(home: Home) -> Path:
@@ -82,8 +88,8 @@ def making(home: Home, name: VmName, uuid: UUID, keys: Mapping[str, str]) -> Ite
 
 
 def _write(file: int, record: Record) -> None:
-    data = json.dumps({"name": record.name, "uuid": str(record.uuid), "keys": dict(record.keys), "domain": record.domain}).encode("ascii")
-    os.pwrite(file, data.ljust(os.fstat(file).st_size), 0)
+    fields = {"name": record.name, "uuid": str(record.uuid), "keys": dict(record.keys), "domain": record.domain, "woken": record.woken}
+    os.pwrite(file, json.dumps(fields).encode("ascii").ljust(os.fstat(file).st_size), 0)
 
 
 def all_records(home: Home) -> list[Record]:
@@ -94,9 +100,20 @@ def _read(path: Path) -> Record | None:
     try:
         fields = json.loads(path.read_bytes())
         domain = None if fields["domain"] is None else DomainId.parse(str(fields["domain"]))
-        return Record(VmName.parse(fields["name"]), UUID(fields["uuid"]), dict(fields["keys"]), domain)
+        return Record(VmName.parse(fields["name"]), UUID(fields["uuid"]), dict(fields["keys"]), domain, fields.get("woken", True) is True)
     except (FileNotFoundError, ValueError, KeyError, TypeError, BadName, BadDomainId):
         return None
+
+
+def get(home: Home, uuid: UUID) -> Record | None:
+    return _read(_path(home, uuid))
+
+
+def note_woken(home: Home, uuid: UUID) -> None:
+    """The VM runs. One that has no record any more has ended."""
+    if record := get(home, uuid):
+        with contextlib.suppress(FileNotFoundError), _path(home, uuid).open("r+b") as file:
+            _write(file.fileno(), replace(record, woken=True))
 
 
 def is_being_made(home: Home, uuid: UUID) -> bool:

@@ -18,18 +18,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from uuid import UUID
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import run, savefile, template
+from qfilexchg.dom0.vms import run, savefile, services, template
 from qfilexchg.dom0.vms.collection import Collection, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
 from qfilexchg.dom0.vms.savefile import Savefile, Stamp
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import START_DEADLINE_S, Basis, BootFailed, Memory, or_end
-from qfilexchg.dom0.vms.xen import config, nodes, records, xl
+from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
 from qfilexchg.dom0.vms.xen.config import GuestType, Machine
 from qfilexchg.dom0.vms.xen.console import Console
-from qfilexchg.dom0.vms.xen.hypervisor import Xen, operation, until
+from qfilexchg.dom0.vms.xen.hypervisor import LOGS, Xen, operation, until
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
 from qfilexchg.errors import CallerError
 from qfilexchg.protocol import keys
@@ -44,9 +45,6 @@ OVERHEAD_MIB = 16
 MEMORY_FRESH_S = 10.0
 """How long a look at Xen's free memory holds. Xen refuses what does not fit, so this only spares a DisposableVM the wait for xl."""
 _QUERY_DEADLINE_S = 30.0
-_CONSOLE_LOGS = Path("/var/log/xen/console")
-"""Where xenconsoled writes what VMs say, if it is told to (XENCONSOLED_TRACE in /etc/default/xen)."""
-_CONSOLE_BYTES = 64 << 10
 _HELLO_TRIES_S = (1.0, 1.0, 5.0)
 """Now and then one that lasts, for a VM that is slow to answer."""
 _HELLO_STEP_S = 0.1
@@ -72,11 +70,12 @@ class NameInUse(CallerError):
 class XenToolstack:
     """:class:`~qfilexchg.dom0.vms.toolstack.Toolstack` for the VMs of one home."""
 
-    def __init__(self, home: Home, loops: LoopDevices | None = None, console_logs: Path = _CONSOLE_LOGS) -> None:
+    def __init__(self, home: Home, loops: LoopDevices | None = None, logs: Path = LOGS) -> None:
         self._home = home
         self._collection = Collection(home.collection)
-        self._xen = Xen(home, loops)
-        self._console_logs = console_logs
+        self._xen = Xen(home, loops, logs)
+        self._held: dict[UUID, int] = {}
+        """Locks on the records of VMs that were restored here and are still to be woken."""
         self._info: xl.Info | None = None
         self._available_mib = 0
         self._looked = (float("-inf"), 0)
@@ -116,8 +115,14 @@ class XenToolstack:
         return Memory(self._available_mib, self._making_mib, OVERHEAD_MIB)
 
     async def running(self) -> Mapping[VmName, RunningVm]:
-        ours = {vm.uuid for vm in self._collection.list()} | {record.uuid for record in records.all_records(self._home)}
-        return {vm.name: vm for vm in (await self._xen.listed()).values() if vm.id.uuid in ours}
+        """Also those that were destroyed by half, which the store knows no more."""
+        recorded = records.all_records(self._home)
+        ours = {vm.uuid for vm in self._collection.list()} | {record.uuid for record in recorded}
+        found = {vm.name: vm for vm in (await self._xen.listed()).values() if vm.id.uuid in ours}
+        if unseen := {record.vm for record in recorded if record.vm} - set(found.values()):
+            there = {(listed.domain, listed.uuid) for listed in await xl.list_domains()}
+            found |= {vm.name: vm for vm in unseen if vm.name not in found and (vm.id.domain, vm.id.uuid) in there}
+        return found
 
     async def start(self, vm: Vm, disk: Path, made_of: Basis, keys: Mapping[str, str], *, save_to: Savefile | None = None) -> RunningVm:
         machine = await self._machine(vm, disk, made_of)
@@ -130,7 +135,8 @@ class XenToolstack:
 
     async def restore(self, vm: Vm, disk: Path, saved: Savefile, made_of: Basis) -> RunningVm:
         machine = await self._machine(vm, disk, made_of)
-        running = await self._make(machine, {}, lambda file: ("restore", "-p", file, str(saved.memory)))
+        async with services.toolstack_turn(self._home):
+            running = await self._make(machine, {}, lambda file: ("restore", "-p", file, str(saved.memory)), hold=True)
         async with or_end(self, running):
             await asyncio.to_thread(disk.unlink)
         return running
@@ -139,8 +145,13 @@ class XenToolstack:
         info = await self._computer()
         return Machine(vm.name, vm.uuid, vm.kind, vm.memory_mib, _processors(info), disk, made_of.template, _guest_type(info))
 
-    async def _make(self, machine: Machine, more_keys: Mapping[str, str], command: Callable[[str], Sequence[str]]) -> RunningVm:
-        """A paused VM with all its keys, made by what ``command`` makes of its configuration's path."""
+    async def _make(
+        self, machine: Machine, more_keys: Mapping[str, str], command: Callable[[str], Sequence[str]], *, hold: bool = False
+    ) -> RunningVm:
+        """A paused VM with all its keys, made by what ``command`` makes of its configuration's path.
+
+        ``hold`` says that it may stay paused for long: nobody takes it for one that was left over, as long as this process is there.
+        """
         await self._require_free(machine.name)
         order = {keys.VM_TYPE: machine.kind.value, **more_keys}
         with records.making(self._home, machine.name, machine.uuid, order) as record, self._promised(machine.memory_mib):
@@ -152,6 +163,8 @@ class XenToolstack:
                     if domain is None:
                         raise HypervisorError(f"{machine.name} has ended at once")
                     await record.made(store, domain)
+                if hold:
+                    self._held[machine.uuid] = record.hold()
             except BaseException:
                 await self._clear_away(machine)
                 raise
@@ -170,8 +183,7 @@ class XenToolstack:
         """Destroy what xl has half made. The store may not know of it yet, so Xen is asked."""
         try:
             for listed in await xl.list_domains():
-                if listed.uuid == machine.uuid and not listed.dying:
-                    await xl.run("destroy", str(listed.domain), deadline_s=_QUERY_DEADLINE_S)
+                if listed.uuid == machine.uuid:
                     await self._xen.kill(VmId(listed.domain, machine.uuid))
         except HypervisorError as error:
             log.error("%s could not be made, and something of it may be left: %s", machine.name, error)
@@ -208,18 +220,11 @@ class XenToolstack:
     ) -> AbstractAsyncContextManager[run.Session]:
         return run.session(Console(self._home, vm), argv, user=user, window=window, deadline_s=deadline_s)
 
-    async def console(self, vm: VmId) -> str:
-        """From xenconsoled's log where it keeps one; else what has been said since a command last used the console."""
-        async with operation(self._home, f"domain {vm.domain}: its console is not found", _QUERY_DEADLINE_S) as store:
-            name = await nodes.name(store, vm.domain)
-        with contextlib.suppress(OSError), (self._console_logs / f"guest-{name}.log").open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _CONSOLE_BYTES))
-            return _text(log.read(_CONSOLE_BYTES))
-        return _text(await Console(self._home, vm).read())
-
     async def shut_down(self, vm: VmId, deadline_s: float) -> None:
         """By Xen's own word to the VM's kernel, which reaches it whatever its console is used for."""
         try:
+            if not await self._store_knows(vm):
+                return
             await xl.run("shutdown", str(vm.domain), deadline_s=min(deadline_s, _QUERY_DEADLINE_S))
         except HypervisorError as error:
             log.info("domain %d is not told to end: %s", vm.domain, error)
@@ -260,29 +265,49 @@ class XenToolstack:
 
     async def _unpause(self, vm: VmId) -> None:
         await xl.run("unpause", str(vm.domain), deadline_s=UNPAUSE_DEADLINE_S)
+        records.note_woken(self._home, vm.uuid)
+        self._let_go(vm.uuid)
+
+    def _let_go(self, uuid: UUID) -> None:
+        if (held := self._held.pop(uuid, None)) is not None:
+            os.close(held)
 
     async def paused(self, vm: VmId) -> bool:
         return any(found.paused for found in await xl.list_domains() if found.domain == vm.domain and found.uuid == vm.uuid)
 
     async def end(self, vm: RunningVm) -> None:
         await self._xen.kill(vm.id)
-        records.remove(self._home, vm.id.uuid)
+        if record := records.get(self._home, vm.id.uuid):
+            self._xen.forget(record)
+        self._let_go(vm.id.uuid)
 
     async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
-        """xl destroys a VM of ours when it has ended; where its process is gone too, we do."""
-        known = {listed.uuid: listed for listed in await xl.list_domains() if not listed.dying}
+        """xl destroys a VM of ours when it has ended; where its process is gone too, we do.
+
+        So do we with one that waits to be woken, if who has made it is gone, and with one that was destroyed by half. What was preloaded
+        the next qfilexchgd ends.
+        """
+        known = {listed.uuid: listed for listed in await xl.list_domains()}
+        preloaded = {vm.uuid for vm in self._collection.list() if vm.preloaded}
         for record in records.all_records(self._home):
             found = known.get(record.uuid)
-            if records.is_being_made(self._home, record.uuid) or (found and (found.runs or found.suspended)):
+            if records.is_being_made(self._home, record.uuid):
                 continue
             if found:
+                left_over = found.paused and not record.woken and record.uuid not in preloaded
+                if (found.suspended or (found.runs and not left_over)) and await self._store_knows(VmId(found.domain, record.uuid)):
+                    continue
                 await self._xen.kill(VmId(found.domain, record.uuid))
-            records.remove(self._home, record.uuid)
+            self._xen.forget(record)
             if vm := record.vm:
                 ended(vm)
 
+    async def _store_knows(self, vm: VmId) -> bool:
+        async with operation(self._home, f"domain {vm.domain}: cannot be asked who it is", _QUERY_DEADLINE_S) as store:
+            return await nodes.uuid(store, vm.domain) == vm.uuid
+
     def clear(self) -> None:
-        for folder in (records.folder(self._home), self._home.run / "console"):
+        for folder in (records.folder(self._home), orders.folder(self._home), self._home.run / "console"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
