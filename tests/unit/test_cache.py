@@ -8,7 +8,6 @@ import pytest
 
 from qfilexchg.dom0 import cache
 
-
 NOW_S = time.time()
 
 

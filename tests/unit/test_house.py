@@ -44,6 +44,7 @@ PURE = (
     "qfilexchg.xenstore.tree",
     "qfilexchg.xenstore.watches",
     "qfilexchg.xenstore.store",
+    "qfilexchg.dom0.consent.dialog",
     "qfilexchg.dom0.consent.protocol",
     "qfilexchg.dom0.consent.wording",
     "qfilexchg.dom0.exchange.documents",

@@ -7,7 +7,7 @@ import grp
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.consent import agents as module
+from qfilexchg.dom0.consent import sessions
 from qfilexchg.dom0.consent.agents import AGENTS_MAX, UNREAD_MAX, Agents, Consent, NoSocket
 from qfilexchg.dom0.consent.protocol import (
     LINE_MAX,
@@ -91,8 +92,19 @@ def test_the_answer_of_the_person_is_returned(socket_path: Path, question: Quest
     play(socket_path, scenario)
 
 
-def test_only_one_consent_is_a_yes() -> None:
-    assert [consent for consent in Consent if consent] == [Consent.ALLOWED]
+def test_two_consents_are_a_yes() -> None:
+    assert [consent for consent in Consent if consent] == [Consent.ALLOWED, Consent.ALWAYS]
+
+
+def test_a_yes_that_is_to_be_remembered_is_told_from_one_that_is_not(socket_path: Path, question: Question) -> None:
+    async def scenario(agents: Agents) -> None:
+        async with registered(socket_path) as peer:
+            asking = asyncio.create_task(agents.ask(question))
+            await peer.hear()
+            peer.say(encode(Answer(7, True, remember=True)))
+            assert await asking is Consent.ALWAYS
+
+    play(socket_path, scenario)
 
 
 def test_without_an_agent_the_answer_is_no(socket_path: Path, question: Question) -> None:
@@ -250,6 +262,39 @@ def test_when_the_newest_has_ended_the_one_before_it_is_asked(socket_path: Path,
     play(socket_path, scenario)
 
 
+class TestSessions:
+    """Two agents in two sessions; which of these the person has before them is played."""
+
+    @pytest.mark.parametrize(
+        ("active", "asked"), [({"first"}, "first"), ({"second"}, "second"), ({"first", "second"}, "second"), (set(), "second")]
+    )
+    def test_the_agent_of_the_active_session_is_asked(
+        self, socket_path: Path, question: Question, monkeypatch: pytest.MonkeyPatch, active: set[str], asked: str
+    ) -> None:
+        registering = iter(["first", "second"])
+
+        async def of_process(process: int) -> str:
+            assert process == os.getpid()
+            return next(registering)
+
+        async def active_ones(names: Iterable[str]) -> set[str]:
+            assert set(names) == {"first", "second"}
+            return active
+
+        monkeypatch.setattr(sessions, "of_process", of_process)
+        monkeypatch.setattr(sessions, "active", active_ones)
+
+        async def scenario(agents: Agents) -> None:
+            async with registered(socket_path) as first, registered(socket_path) as second:
+                asking = asyncio.create_task(agents.ask(question))
+                peer = {"first": first, "second": second}[asked]
+                assert await peer.hear() == question
+                peer.say(encode(Answer(7, True)))
+                assert await asking
+
+        play(socket_path, scenario)
+
+
 def test_notices_reach_every_agent(socket_path: Path) -> None:
     async def scenario(agents: Agents) -> None:
         async with registered(socket_path) as one, registered(socket_path) as other:
@@ -294,7 +339,7 @@ def test_whoever_does_not_begin_with_hello_is_cut_off(socket_path: Path, line: b
 
 
 def test_other_users_are_refused(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_peer_user", lambda writer: 12345)
+    monkeypatch.setattr(module, "_peer", lambda connection: (os.getpid(), 12345))
 
     async def scenario(agents: Agents) -> None:
         async with connected(socket_path) as peer:
@@ -321,7 +366,7 @@ class TestAGroup:
 
     @pytest.fixture(autouse=True)
     def another_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_peer_user", lambda connection: 12345)
+        monkeypatch.setattr(module, "_peer", lambda connection: (os.getpid(), 12345))
 
     def test_its_members_may_be_agents_as_the_sockets_permissions_say(self, socket_path: Path) -> None:
         own = grp.getgrgid(os.getegid())

@@ -35,6 +35,7 @@ QUESTION = Question(
     source_label="green",
     target=VmName.parse("personal"),
     size_bytes=1 << 20,
+    can_remember=True,
     deadline_s=60,
 )
 
@@ -63,13 +64,14 @@ from_agent = st.builds(Hello, st.from_regex(r"[a-z]{1,32}", fullmatch=True)) | s
     [
         (Hello("tty"), b'{"hello": 1, "kind": "tty"}\n'),
         (Answer(7, True), b'{"answer": 7, "allow": true}\n'),
+        (Answer(7, True, remember=True), b'{"answer": 7, "allow": true, "remember": true}\n'),
         (Welcome(), b'{"welcome": 1}\n'),
         (Withdraw(7), b'{"withdraw": 7}\n'),
         (Notice("größer", "0a"), '{"notice": "größer", "transfer": "0a"}\n'.encode()),
         (
             QUESTION,
             b'{"question": 7, "kind": "copy", "source": "work", "source_label": "green", "target": "personal", "target_label": null, '
-            b'"size_bytes": 1048576, "busy": false, "deadline_s": 60}\n',
+            b'"size_bytes": 1048576, "busy": false, "can_remember": true, "deadline_s": 60}\n',
         ),
     ],
 )
@@ -111,6 +113,11 @@ UNCLEAR = [
     (b'{"answer": 7, "allow": true} {"answer": 8, "allow": true}\n', "no JSON"),
     (b'{"answer": 7, "allow": false, "allow": true}\n', "twice"),
     (b'{"answer": 7, "allow": 1}\n', "neither true nor false"),
+    (b'{"answer": 7, "allow": false, "remember": true}\n', "not a yes"),
+    (b'{"answer": 7, "allow": true, "remember": false}\n', "not a yes"),
+    (b'{"answer": 7, "allow": 1, "remember": 1}\n', "not a yes"),
+    (b'{"answer": 7, "allow": true, "remember": "yes"}\n', "not a yes"),
+    (b'{"answer": 7, "remember": true}\n', "neither"),
     (b'{"answer": 7, "allow": "true"}\n', "neither true nor false"),
     (b'{"answer": 7, "allow": null}\n', "neither true nor false"),
     (b'{"answer": true, "allow": true}\n', "not a number"),
@@ -150,6 +157,7 @@ def test_an_unclear_line_of_an_agent_is_no_answer(line: bytes, why: str) -> None
         ("kind", ["copy"]),
         ("size_bytes", -1),
         ("busy", "no"),
+        ("can_remember", 1),
         ("deadline_s", None),
         ("more", 1),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qfilexchg.dom0.consent.protocol import NUMBER_MAX, Kind, Question
-from qfilexchg.dom0.consent.wording import explanation, headline, human_size, printable
+from qfilexchg.dom0.consent.wording import allow_word, always, details, explanation, heading, headline, human_size, printable
 
 
 def test_a_copy_names_both_vms_with_their_colours_and_the_size(question: Question) -> None:
@@ -34,6 +34,31 @@ def test_a_new_disposable_vm_has_no_name_yet(question: Question) -> None:
     assert explanation(disposable) == [
         "work (green) asks for a new DisposableVM to open a document of 1.00 MiB in. What is changed in it comes back to work (green)."
     ]
+
+
+def test_a_window_asks_in_one_sentence_and_says_what_happens(question: Question) -> None:
+    assert heading(question) == "Let work copy files to personal?"
+    assert details(question) == [
+        ("Size", "1.00 MiB on a virtual pendrive."),
+        ("A copy", "The files stay where they are, too."),
+        ("Then", "They appear there as a volume called work, until it is ejected."),
+    ]
+    assert (allow_word(question), always(question)) == ("Allow", "Always allow this, for these two VMs")
+
+
+def test_a_window_says_that_a_receiver_is_busy(question: Question) -> None:
+    assert "another pendrive" in dict(details(replace(question, busy=True)))["Busy"]
+    waiting = replace(question, kind=Kind.WAIT, busy=True)
+    assert heading(waiting) == "personal is busy. Let work wait for it?"
+    assert {"Rules", "Busy"} < set(dict(details(waiting)))
+    assert allow_word(waiting) == "Wait"
+
+
+def test_a_window_says_what_becomes_of_a_document(question: Question) -> None:
+    disposable = replace(question, target=None)
+    assert heading(disposable) == "Let work open a document in a new DisposableVM?"
+    assert "comes back" in dict(details(disposable))["A copy"]
+    assert always(disposable) == "Always allow this, for all its documents"
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,14 @@ from qfilexchg.dom0.configuration import Configuration
 from qfilexchg.dom0.consent.agents import Agents
 from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Withdraw, encode, parse_from_daemon
 from qfilexchg.dom0.exchange import daemon as module
+from qfilexchg.dom0.exchange import remembered
 from qfilexchg.dom0.exchange.daemon import Daemon
 from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
-from qfilexchg.dom0.exchange.messages import VmStopped
+from qfilexchg.dom0.exchange.messages import Fate, VmStopped
+from qfilexchg.dom0.exchange.phases import Phase
+from qfilexchg.dom0.exchange.status import Status, parse
+from qfilexchg.dom0.exchange.watchers import socket_path
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot, VmId
 from qfilexchg.protocol import keys
@@ -95,8 +99,8 @@ class Person:
         assert isinstance(message, Question), message
         return message
 
-    def answer(self, question: Question, allow: bool) -> None:
-        self.writer.write(encode(Answer(question.id, allow)))
+    def answer(self, question: Question, allow: bool, *, remember: bool = False) -> None:
+        self.writer.write(encode(Answer(question.id, allow, remember)))
 
 
 class Host:
@@ -213,6 +217,43 @@ class TestCopy:
             (outcome,) = here.journal.history()
             assert (outcome.sender, outcome.receiver, outcome.text) == ("work", "personal", "delivered")
             assert 4 << 20 <= outcome.used_bytes < 5 << 20
+
+    async def test_always_makes_a_rule_and_the_next_transfer_asks_nobody(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, personal, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            assert question.can_remember
+            person.answer(question, True, remember=True)
+            assert await sending == "delivered"
+            assert "work  personal  allow" in (here.home.policy / remembered.FILE).read_text()
+            await personal.last("umount")
+            await work.last("new")
+            assert await work.last("send personal") == "delivered"
+
+    async def test_always_is_a_plain_yes_where_a_rule_of_the_person_says_to_ask(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("work personal ask")
+            work, _, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            assert not question.can_remember
+            person.answer(question, True, remember=True)
+            assert await sending == "delivered"
+            assert not (here.home.policy / remembered.FILE).exists()
+
+    async def test_always_that_cannot_be_written_is_a_yes_for_this_once(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, personal, person = await here.start("work"), await here.start("personal"), await here.person()
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            (here.home.policy / remembered.FILE).mkdir()
+            person.answer(question, True, remember=True)
+            assert await sending == "delivered"
+            assert personal.vm.id in {vm for vm, _ in here.hypervisor.disks}
 
     async def test_a_rule_allows_without_a_question(self, tmp_path: Path) -> None:
         async with host(tmp_path) as here:
@@ -423,6 +464,64 @@ class TestRestart:
             await here.hypervisor.end(work.vm)
             await here.start_daemon()
             await here.no_images()
+
+
+class TestStatus:
+    async def watch(self, here: Host) -> AsyncIterator[Status]:
+        reader, writer = await asyncio.open_unix_connection(socket_path(here.home))
+        here.stack.callback(writer.close)
+        while line := await reader.readline():
+            yield parse(line)
+
+    async def test_it_tells_what_is_where_as_it_changes(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, _, person = await here.start("work"), await here.start("personal"), await here.person()
+            statuses = self.watch(here)
+            await work.last("new")
+            sending = asyncio.create_task(work.last("send personal"))
+            question = await person.question()
+            async for status in statuses:
+                if status.questions:
+                    break
+            (pendrive,), (asked,) = status.pendrives, status.questions
+            assert [(vm.name, vm.outgoing, vm.incoming) for vm in status.vms] == [
+                ("work", pendrive.pendrive, None),
+                ("personal", None, None),
+            ]
+            assert (pendrive.phase.value, pendrive.sender, pendrive.receiver) == ("asking", "work", "personal")
+            assert pendrive.used_bytes == 0 and pendrive.since_s and pendrive.since_s <= status.time_s
+            assert (asked.source, asked.target, asked.kind, asked.until_s - asked.since_s) == ("work", "personal", "copy", 30)
+            person.answer(question, True)
+            assert await sending == "delivered"
+            async for status in statuses:
+                if status.pendrives[0].phase is Phase.LOADED:
+                    break
+            assert not status.questions and [outcome.outcome for outcome in status.history] == ["delivered"]
+            assert [(vm.outgoing, vm.incoming) for vm in status.vms] == [(None, None), (None, pendrive.pendrive)]
+            assert status.pendrives[0].since_s and status.pendrives[0].since_s > pendrive.since_s
+
+    async def test_documents_in_disposable_vms_are_in_it(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.last("new")
+            assert await work.last("send disposable 7") == "delivered"
+            vm = await here.disposable()
+            async for status in self.watch(here):
+                if status.documents and status.documents[0].fate is Fate.DELIVERED:
+                    break
+            (document,) = status.documents
+            assert (document.vm, document.asker, document.number, document.view_only) == (vm.vm.name, "work", 7, False)
+            assert [known.disposable for known in status.vms] == [False, True]
+
+    async def test_that_nobody_can_watch_keeps_nobody_from_copying(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        async with host(tmp_path, daemon=False) as here:
+            socket_path(here.home).mkdir()
+            await here.start_daemon()
+            here.allow("work personal allow")
+            work, _ = await here.start("work"), await here.start("personal")
+            await work.last("new")
+            assert await work.last("send personal") == "delivered"
+            assert "nobody can see what is where" in caplog.text
 
 
 async def stage(asker: Vm, seq: int, *expected: str) -> str:

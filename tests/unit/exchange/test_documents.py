@@ -107,7 +107,7 @@ class TestThere:
         vm = asker.open()
         assert asker.world.limits == [vm.id]
         asker.world.handle(m.DocumentExpired(vm.id))
-        assert asker.world.notices[-1] == f"{vm.name} has had its document for too long, and is ended"
+        assert asker.world.notices[-1] == f"work → {vm.name}: failed, the document was open for too long"
         asker.world.settle()
         assert asker.stage() == f"ended {vm.name} killed" and not asker.disposables()
         asker.world.handle(m.DocumentExpired(vm.id))
@@ -156,6 +156,7 @@ class TestThere:
         told = asker.world.notices[before:]
         assert told == ["work → DisposableVM: failed, there are 3 (disposables_max)"] * REFUSALS_TOLD, "a few times"
         asker.world.stop(asker.disposables()[0])
+        asker.world.settle()
         asker.send(9, "s9")
         assert asker.states(asker.work)[-1] == "s9 asking"
 
@@ -240,7 +241,8 @@ class TestBack:
         assert world.attached == {(asker.work.id, Slot.INCOMING): "p4"}
         assert world.announced[asker.work.id] == (vm.name, 7, False)
         assert asker.stage() == f"returned {vm.name}" and world.dissolved == [vm.id]
-        assert world.notices[-1] == f"{vm.name} → work: returned"
+        assert world.notices[-1].startswith(f"{vm.name} → work: returned: ") and world.outcomes == ["delivered", "returned"]
+        assert world.told == {"document-1-7": world.notices[-1]}, "there and back are one transfer"
         world.ask(asker.work, Request("umount"))
         world.settle()
         assert not world.images and asker.stage() == f"returned {vm.name}"
@@ -390,10 +392,28 @@ class TestEnds:
         expected = {"": f"ended {vm.name} killed", "unchanged": f"unchanged {vm.name}"}.get(why, f"ended {vm.name} {why}")
         assert asker.stage() == expected and asker.world.dissolved == [vm.id] and not asker.disposables()
 
+    @pytest.mark.parametrize("why", ["no-program", "bad-document", "failed"])
+    def test_the_person_is_told_of_a_document_that_could_not_be_opened_in_the_place_of_its_delivery(self, asker: Asker, why: str) -> None:
+        vm = asker.open()
+        asker.world.ask(vm, Request("killme", why=why, request_id="k"))
+        asker.world.settle()
+        assert list(asker.world.told) == ["document-1-7"]
+        assert asker.world.told["document-1-7"].startswith(f"work → {vm.name}: failed, ")
+
     def test_one_that_ends_by_itself_was_killed(self, asker: Asker) -> None:
         vm = asker.open()
         asker.world.stop(vm)
+        assert asker.world.pending == [m.Destroy(vm)] and not asker.world.dissolved, "the hypervisor may still have it"
+        asker.world.settle()
         assert asker.stage() == f"ended {vm.name} killed" and asker.world.dissolved == [vm.id]
+
+    def test_one_that_ends_by_itself_while_it_is_destroyed_is_destroyed_once(self, asker: Asker) -> None:
+        vm = asker.open()
+        asker.world.ask(asker.work, Request("forget", seq=7, request_id="f"))
+        asker.world.stop(vm)
+        assert asker.world.pending == [m.Destroy(vm)]
+        asker.world.settle()
+        assert asker.world.dissolved == [vm.id]
 
     def test_one_that_ends_with_the_pendrive_in_it(self, asker: Asker) -> None:
         vm = asker.deliver()
@@ -469,8 +489,8 @@ class TestEnds:
         (vm,) = asker.disposables()
         world.stop(vm)
         for _ in range(steps):
-            if world.pending:
-                world.finish(fail=steps == 3 and world.phase() == "returning")
+            if step := next((effect for effect in world.pending if not isinstance(effect, m.Destroy)), None):
+                world.finish(step, fail=steps == 3 and world.phase() == "returning")
         if asker.work.id in world.running:
             world.die(asker.work) if restarts else world.stop(asker.work)
         if restarts:

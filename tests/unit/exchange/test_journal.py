@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import qfilexchg
 from qfilexchg.dom0.exchange import journal as module
-from qfilexchg.dom0.exchange.journal import VERSION, Journal, JournalFailed, JournalTooNew, Outcome
+from qfilexchg.dom0.exchange.journal import VERSION, Journal, JournalFailed, JournalTooNew, Outcome, read_history
 from qfilexchg.dom0.exchange.messages import Document, Entry, Fate, PendriveId
 from qfilexchg.dom0.exchange.phases import Course, Phase
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
@@ -167,6 +168,68 @@ class TestHistory:
             for number in range(10):
                 journal.note_outcome(ENTRY, number, "delivered")
             assert [outcome.used_bytes for outcome in journal.history()] == [9, 8, 7]
+
+
+class TestSince:
+    def test_it_is_known_since_when_a_pendrive_is_where_it_is_and_over_a_restart(self, path: Path) -> None:
+        clock = itertools.count(10.5).__next__
+        with Journal(path, clock) as journal:
+            journal.put(ENTRY)
+            journal.put(replace(ENTRY, seq=1))
+            journal.put(replace(ENTRY, pendrive=PendriveId("0b")))
+            assert journal.since() == {"0a": 10.5, "0b": 12.5}
+        with Journal(path, clock) as journal:
+            journal.put(ENTRY)
+            assert journal.since()[PendriveId("0a")] == 10.5
+            journal.put(replace(ENTRY, phase=Phase.ASKING))
+            assert journal.since()[PendriveId("0a")] == 14.5
+            journal.forget(PendriveId("0a"))
+            assert journal.since() == {"0b": 12.5}
+
+    def test_and_since_when_a_document_is_what_it_is(self, path: Path) -> None:
+        with Journal(path, itertools.count(10.5).__next__) as journal:
+            journal.put_document(DOCUMENT)
+            journal.put_document(replace(DOCUMENT, view_only=False))
+            assert journal.since() == {DOCUMENT.vm.id: 10.5}
+            journal.put_document(replace(DOCUMENT, fate=Fate.RETURNING))
+            assert journal.since() == {DOCUMENT.vm.id: 12.5}
+
+
+class TestReading:
+    """The history of a journal that is another process's."""
+
+    def test_it_is_read_while_the_daemon_has_it_and_after(self, path: Path) -> None:
+        with Journal(path, itertools.count(10.5).__next__) as journal:
+            for number in range(4):
+                journal.note_outcome(ENTRY, number, "delivered")
+            assert [outcome.used_bytes for outcome in read_history(path)] == [3, 2, 1, 0]
+        assert read_history(path, limit=1) == [Outcome(13.5, VmName("work"), None, 3, "delivered")]
+        assert [outcome.used_bytes for outcome in read_history(path, 12)] == [3, 2]
+
+    def test_where_there_is_none_there_is_no_history_and_none_is_made(self, path: Path) -> None:
+        assert read_history(path) == [] and not path.exists()
+        path.touch()
+        assert read_history(path) == [] and path.read_bytes() == b""
+
+    def test_one_of_an_earlier_version_is_read_and_left_as_it_is(self, path: Path) -> None:
+        execute(path, *module._STEPS[0].split(";"), "INSERT INTO history VALUES (1, 10.5, 'work', NULL, 7, 'cancelled')")
+        execute(path, "PRAGMA user_version = 1")
+        before = path.read_bytes()
+        assert [outcome.text for outcome in read_history(path)] == ["cancelled"]
+        assert path.read_bytes() == before
+
+    def test_one_of_a_later_version_is_not(self, path: Path) -> None:
+        Journal(path).close()
+        execute(path, f"PRAGMA user_version = {VERSION + 1}")
+        with pytest.raises(JournalTooNew):
+            read_history(path)
+
+    def test_a_damaged_one_is_left_to_the_daemon(self, path: Path) -> None:
+        spoil_head(path)
+        before = path.read_bytes()
+        with pytest.raises(JournalFailed, match="not a database"):
+            read_history(path)
+        assert path.read_bytes() == before
 
 
 def spoil_head(path: Path) -> None:

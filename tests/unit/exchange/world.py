@@ -63,6 +63,9 @@ class World:
     replies: dict[VmId, list[Reply]] = field(default_factory=dict)
     announced: dict[VmId, tuple[VmName, int, bool]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
+    """The last notice of each transfer, which is the one that a person sees."""
+    outcomes: list[str] = field(default_factory=list)
     reminders: list[m.Remind] = field(default_factory=list)
     limits: list[VmId] = field(default_factory=list)
     domains: int = 0
@@ -267,13 +270,17 @@ class World:
                 self.asked_for[question.id] = pendrive
             case m.Withdraw(question_id):
                 del self.questions[question_id]
-            case m.Notify(_, text):
+            case m.Notify(transfer, text):
                 self.notices.append(text)
+                if transfer is not None:
+                    self.told[transfer] = text
             case m.Remind():
                 self.reminders.append(effect)
             case m.RemindDocument(vm):
                 self.limits.append(vm)
-            case m.Moved() | m.Outcome():
+            case m.Outcome(_, text):
+                self.outcomes.append(text)
+            case m.Moved():
                 pass
             case _:
                 self.pending.append(effect)

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from qfilexchg.dom0.cli import doctor
+from qfilexchg.dom0.cli import doctor, history, monitor, policy, status
 from qfilexchg.dom0.cli.arguments import parser
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import services
@@ -20,11 +20,23 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("up", help="start the daemons of this home where they do not run; 'qvm-start' does so too")
     commands.add_parser("restart", help="stop qfilexchgd and start it again, as after a change of its settings; nothing gets lost")
     down = commands.add_parser("down", help="stop all VMs of this home, and its daemons")
-    down.add_argument("--disposables", action="store_true", help="stop only DisposableVMs, after what was changed in them has gone back")
+    down.add_argument("--vms", action="store_true", help="stop only the VMs")
+    policy.add_arguments(commands.add_parser("policy", help="list the rules; 'policy forget SOURCE TARGET' undoes an answer 'Always'"))
+    for name, what in (("status", "what is where now"), ("monitor", "the same, as it changes, until Ctrl-C")):
+        commands.add_parser(name, help=what).add_argument("--json", action="store_true", help="for programs: a JSON object a line")
+    history.add_arguments(commands.add_parser("history", help="what became of the transfers of the past, the newest first"))
     options = args.parse_args(arguments)
     match options.command:
         case "doctor":
             return doctor.report()
+        case "policy":
+            return policy.run(options)
+        case "status":
+            return status.show(json=options.json)
+        case "history":
+            return history.show(options.since, options.number, json=options.json)
+        case "monitor":
+            return monitor.run(json=options.json)
         case "up" | "restart" as command:
             home = Home.from_environment()
             home.make()
@@ -35,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
                     _say(f"{name} started")
         case _:
             machines = Machines(Home.from_environment())
-            asyncio.run(machines.down_disposables(_say) if options.disposables else machines.down(_say))
+            asyncio.run(machines.down_vms(_say) if options.vms else machines.down(_say))
     return 0
 
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Final
 
+from qfilexchg.dom0.consent import sessions
 from qfilexchg.dom0.consent.protocol import (
     LINE_MAX,
     Answer,
@@ -48,6 +49,7 @@ class Consent(enum.Enum):
     """How a question ended; the value is the sentence for the person. True in a condition only when it was allowed."""
 
     ALLOWED = "the person allowed it"
+    ALWAYS = "the person allowed it, and always for these two VMs"
     DENIED = "the person said no"
     NO_AGENT = "no agent runs that could ask the person (qfilexchg-agent)"
     NO_ANSWER = "the person did not answer in time"
@@ -55,7 +57,7 @@ class Consent(enum.Enum):
     NONSENSE = "the agent's answer was not understood"
 
     def __bool__(self) -> bool:
-        return self is Consent.ALLOWED
+        return self in (Consent.ALLOWED, Consent.ALWAYS)
 
 
 class NoSocket(HostError):
@@ -73,8 +75,9 @@ class NoSocket(HostError):
 class _Agent:
     """A registered agent and the questions that are open with it."""
 
-    def __init__(self, kind: str, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, kind: str, writer: asyncio.StreamWriter, session: str | None) -> None:
         self.kind = kind
+        self.session = session
         self.open: dict[int, asyncio.Future[Consent]] = {}
         self._writer = writer
 
@@ -125,13 +128,13 @@ class Agents:
                 await asyncio.gather(*agents._tasks, return_exceptions=True)
 
     async def ask(self, question: Question) -> Consent:
-        """Ask the agent that registered last. Returns within the question's deadline.
+        """Ask the agent of the session that the person has before them. Returns within the question's deadline, or little later.
 
         When the caller is cancelled, the question is withdrawn.
         """
-        if not self._agents:
+        agent = await self._nearest()
+        if agent is None:
             return Consent.NO_AGENT
-        agent = self._agents[-1]
         if question.id in agent.open:
             raise InternalError(f"question {question.id} is asked twice")
         future: asyncio.Future[Consent] = asyncio.get_running_loop().create_future()
@@ -146,6 +149,15 @@ class Agents:
             del agent.open[question.id]
             if not future.done() or future.cancelled():
                 agent.send(Withdraw(question.id))
+
+    async def _nearest(self) -> _Agent | None:
+        """Of the agents in active sessions the one that registered last; where that says nothing, of all."""
+        if len({agent.session for agent in self._agents}) > 1:
+            active = await sessions.active({agent.session for agent in self._agents if agent.session})
+            for agent in reversed(self._agents):
+                if agent.session in active:
+                    return agent
+        return self._agents[-1] if self._agents else None
 
     def notify(self, text: str, transfer: str | None = None) -> None:
         """Tell every agent. A later text with the same ``transfer`` takes the place of an earlier."""
@@ -170,7 +182,7 @@ class Agents:
                 log.error("an agent cannot connect: %s", error)
                 await asyncio.sleep(ACCEPT_AGAIN_S)  # out of file descriptors, say: leave others some time to close theirs
                 continue
-            user = _peer_user(connection)
+            process, user = _peer(connection)
             if user not in (0, os.geteuid()) and not by_group:  # else the socket's permissions have let only members in
                 log.warning("agent of user %d is refused", user)
                 connection.close()
@@ -179,11 +191,11 @@ class Agents:
                 connection.close()
             else:
                 reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX)
-                task = self._start(self._converse(reader, writer, user))
+                task = self._start(self._converse(reader, writer, process, user))
                 # Not at the end of the conversation: a task that is cancelled before its first step never gets there.
                 task.add_done_callback(functools.partial(_close, writer))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: int) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: int, user: int) -> None:
         agent = None
         consent = Consent.AGENT_ENDED
         try:
@@ -191,7 +203,7 @@ class Agents:
                 hello = parse_from_agent(await _line(reader))
             if not isinstance(hello, Hello):
                 raise BadMessage("no hello", encode(hello))
-            agent = _Agent(hello.kind, writer)
+            agent = _Agent(hello.kind, writer, await sessions.of_process(process))
             self._agents.append(agent)
             log.info("agent (%s) of user %d is registered", agent.kind, user)
             agent.send(Welcome())
@@ -199,7 +211,7 @@ class Agents:
                 answer = parse_from_agent(await _line(reader))
                 if not isinstance(answer, Answer):
                     raise BadMessage("hello again", encode(answer))
-                agent.answer(answer.question, Consent.ALLOWED if answer.allow else Consent.DENIED)
+                agent.answer(answer.question, _consent(answer))
         except TimeoutError:
             log.warning("agent did not say hello")
         except BadMessage as error:
@@ -212,6 +224,12 @@ class Agents:
                 log.info("agent (%s) ends", agent.kind)
                 self._agents.remove(agent)
                 agent.end(consent)
+
+
+def _consent(answer: Answer) -> Consent:
+    if not answer.allow:
+        return Consent.DENIED
+    return Consent.ALWAYS if answer.remember else Consent.ALLOWED
 
 
 def _group_id(name: str | None) -> int | None:
@@ -242,11 +260,11 @@ def _listen(path: Path, group_id: int | None) -> socket.socket:
     return listener
 
 
-def _peer_user(connection: socket.socket) -> int:
-    """Who connected, by the kernel's word."""
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user that connected, by the kernel's word."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
-    return int(user)
+    process, user, _ = struct.unpack("3i", credentials)
+    return int(process), int(user)
 
 
 def _close(writer: asyncio.StreamWriter, conversation: asyncio.Task[None]) -> None:

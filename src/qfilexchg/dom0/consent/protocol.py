@@ -9,29 +9,31 @@ The agent begins, and is told that it is registered::
     agent   {"hello": 1, "kind": "tty"}
     daemon  {"welcome": 1}
 
-From then on the daemon may ask; of several agents, the one that came last. ``source`` and ``target`` are VM names, ``target``
-null for a new DisposableVM, the labels colours or null. ``kind`` says what is asked: ``copy``, may these files go; ``wait``, they
-may, but the receiver is busy: wait for it? ``busy`` says that the receiver still has another pendrive, so that a yes will wait::
+From then on the daemon may ask; of several agents, the one of the session that the person has before them, and of those the one
+that came last. ``source`` and ``target`` are VM names, ``target`` null for a new DisposableVM, the labels colours or null. ``kind``
+says what is asked: ``copy``, may these files go; ``wait``, they may, but the receiver is busy: wait for it? ``busy`` says that the
+receiver still has another pendrive, so that a yes will wait; ``can_remember``, that the person may be offered *always*::
 
     daemon  {"question": 7, "kind": "copy", "source": "work", "source_label": "green", "target": "personal",
-             "target_label": null, "size_bytes": 1048576, "busy": false, "deadline_s": 60}
+             "target_label": null, "size_bytes": 1048576, "busy": false, "can_remember": true, "deadline_s": 60}
     agent   {"answer": 7, "allow": true}
 
-No answer within ``deadline_s`` is a no. The daemon may take a question back, which is then not to be answered, and tell the
-person something; a notice with the ``transfer`` of an earlier one takes its place::
+An answer ``{"answer": 7, "allow": true, "remember": true}`` is *always for these two VMs*: the daemon makes a rule of it. No answer
+within ``deadline_s`` is a no. The daemon may take a question back, which is then not to be answered, and tell the person something;
+a notice with the ``transfer`` of an earlier one takes its place::
 
     daemon  {"withdraw": 7}
     daemon  {"notice": "work → personal: delivered", "transfer": "4f0c9a1b2d3e5f60"}
 
 Whatever is not exactly one of these ends the connection, and a question that is open then is answered with no. So does the end
-of the connection itself. There is no way to say yes but ``"allow": true`` to a question that is open.
+of the connection itself. There is no way to say yes but ``"allow": true`` to a question that is open, and a no is never remembered.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -69,6 +71,7 @@ class Question:
     target_label: str | None = None
     size_bytes: int
     busy: bool = False
+    can_remember: bool = False
     deadline_s: int
 
 
@@ -101,10 +104,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the person said."""
+    """What the person said. ``remember`` goes with a yes alone: it holds for these two VMs from now on."""
 
     question: int
     allow: bool
+    remember: bool = False
 
 
 FromDaemon = Question | Welcome | Withdraw | Notice
@@ -137,6 +141,7 @@ def encode(message: FromDaemon | FromAgent) -> bytes:
                 "target_label": message.target_label,
                 "size_bytes": message.size_bytes,
                 "busy": message.busy,
+                "can_remember": message.can_remember,
                 "deadline_s": message.deadline_s,
             }
         case Welcome():
@@ -147,8 +152,8 @@ def encode(message: FromDaemon | FromAgent) -> bytes:
             fields = {"notice": text[:TEXT_MAX], "transfer": transfer}
         case Hello(kind):
             fields = {"hello": VERSION, "kind": kind}
-        case Answer(question, allow):
-            fields = {"answer": question, "allow": allow}
+        case Answer(question, allow, remember):
+            fields = {"answer": question, "allow": allow} | ({"remember": True} if remember else {})
     return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -160,6 +165,21 @@ def parse_from_agent(line: bytes) -> FromAgent:
 def parse_from_daemon(line: bytes) -> FromDaemon:
     """What the daemon's line says, or :exc:`BadMessage`."""
     return _parse(line, _from_daemon)
+
+
+class Lines:
+    """The messages of the daemon in a stream of bytes, however they are cut."""
+
+    def __init__(self) -> None:
+        self._heard = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[FromDaemon]:
+        """The messages that ``data`` completes, each parsed when it is asked for. Raises :exc:`BadMessage`."""
+        self._heard += data
+        while (end := self._heard.find(b"\n") + 1) or len(self._heard) > LINE_MAX:
+            line = bytes(self._heard[: end or None])
+            del self._heard[: len(line)]
+            yield parse_from_daemon(line)
 
 
 T = TypeVar("T")
@@ -190,6 +210,10 @@ def _from_agent(fields: Mapping[str, object]) -> FromAgent:
         case {"hello": version, "kind": kind, **rest} if not rest:
             _version(version)
             return Hello(_word(kind))
+        case {"answer": question, "allow": allow, "remember": remember, **rest} if not rest:
+            if not (allow is remember is True):
+                raise _Unclear("what is remembered is not a yes")
+            return Answer(_number(question), True, remember=True)
         case {"answer": question, "allow": allow, **rest} if not rest:
             return Answer(_number(question), _truth(allow))
         case _:
@@ -207,6 +231,7 @@ def _from_daemon(fields: Mapping[str, object]) -> FromDaemon:
             "target_label": target_label,
             "size_bytes": size_bytes,
             "busy": busy,
+            "can_remember": can_remember,
             "deadline_s": deadline_s,
             **rest,
         } if not rest:
@@ -219,6 +244,7 @@ def _from_daemon(fields: Mapping[str, object]) -> FromDaemon:
                 target_label=None if target_label is None else _word(target_label),
                 size_bytes=_number(size_bytes),
                 busy=_truth(busy),
+                can_remember=_truth(can_remember),
                 deadline_s=_number(deadline_s),
             )
         case {"welcome": version, **rest} if not rest:

@@ -13,7 +13,7 @@ import select
 import socket
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -23,12 +23,12 @@ from qfilexchg.dom0.consent.protocol import (
     FromAgent,
     FromDaemon,
     Hello,
+    Lines,
     Notice,
     Question,
     Welcome,
     Withdraw,
     encode,
-    parse_from_daemon,
 )
 from qfilexchg.dom0.consent.wording import explanation, headline, printable
 
@@ -60,7 +60,7 @@ class TerminalAgent:
         self._in = terminal_in
         self._out = terminal_out
         self._clock_s = clock_s
-        self._heard = bytearray()
+        self._lines = Lines()
         self._open: list[_Open] = []
         """The first one is on the screen."""
 
@@ -88,18 +88,11 @@ class TerminalAgent:
             data = self._connection.recv(LINE_MAX)
             if not data:
                 return self._daemon_ended()
-            for message in self._messages(data):
+            for message in self._lines.feed(data):
                 self._handle(message)
         elif ready:
             return self._typed()
         return None
-
-    def _messages(self, data: bytes) -> Iterator[FromDaemon]:
-        self._heard += data
-        while (end := self._heard.find(b"\n") + 1) or len(self._heard) > LINE_MAX:
-            line = bytes(self._heard[: end or None])
-            del self._heard[: len(line)]
-            yield parse_from_daemon(line)
 
     def _handle(self, message: FromDaemon) -> None:
         match message:

@@ -44,6 +44,51 @@ def explanation(question: Question) -> list[str]:
     return sentences
 
 
+def heading(question: Question) -> str:
+    """The question itself, as a window has it above everything else."""
+    match question.kind:
+        case Kind.COPY if question.target is None:
+            return f"Let {question.source} open a document in a new DisposableVM?"
+        case Kind.COPY:
+            return f"Let {question.source} copy files to {question.target}?"
+        case Kind.WAIT:
+            return f"{target_name(question)} is busy. Let {question.source} wait for it?"
+        case _:
+            assert_never(question.kind)
+
+
+def details(question: Question) -> list[tuple[str, str]]:
+    """What a person should know before the answer, in lines of a key word and a sentence or two. The names stand above them."""
+    size = human_size(question.size_bytes)
+    if question.target is None:
+        lines = [
+            ("Size", f"A document of {size}."),
+            ("A copy", "What is changed there comes back and takes the place of the document. Nothing else comes back."),
+            ("Then", "It opens in a VM that is made for it, and destroyed with it."),
+        ]
+    else:
+        volume = question.source.volume_label
+        lines = [
+            ("Size", f"{size} on a virtual pendrive."),
+            ("A copy", "The files stay where they are, too."),
+            ("Then", f"They appear there as a volume called {volume}, until it is ejected."),
+        ]
+    if question.kind is Kind.WAIT:
+        lines.insert(0, ("Rules", "Yours allow this copy."))
+    if question.busy or question.kind is Kind.WAIT:
+        lines.append(("Busy", "There still is another pendrive in it. This one waits until that is ejected."))
+    return lines
+
+
+def always(question: Question) -> str:
+    """What is offered beside a yes where the daemon can remember it."""
+    return "Always allow this, for all its documents" if question.target is None else "Always allow this, for these two VMs"
+
+
+def allow_word(question: Question) -> str:
+    return "Wait" if question.kind is Kind.WAIT else "Allow"
+
+
 def target_name(question: Question) -> str:
     return NEW_DISPOSABLE if question.target is None else question.target
 

@@ -8,17 +8,20 @@ decides nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final, assert_never
 
 from qfilexchg.dom0.configuration import Configuration
 from qfilexchg.dom0.consent import protocol as consent
-from qfilexchg.dom0.consent.agents import Agents
+from qfilexchg.dom0.consent.agents import Agents, Consent
 from qfilexchg.dom0.exchange import messages as m
-from qfilexchg.dom0.exchange import pendrives, policy
+from qfilexchg.dom0.exchange import pendrives, policy, remembered, status
 from qfilexchg.dom0.exchange.domains import Domains
 from qfilexchg.dom0.exchange.journal import Journal
 from qfilexchg.dom0.exchange.machine import Exchange
@@ -26,6 +29,7 @@ from qfilexchg.dom0.exchange.pace import Pace
 from qfilexchg.dom0.exchange.phases import Place
 from qfilexchg.dom0.exchange.policy import Action
 from qfilexchg.dom0.exchange.state import Limits
+from qfilexchg.dom0.exchange.watchers import NoWatching, Watchers, socket_path
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import DisposableMaker, Hypervisor, NoDisposable, RunningVm, Slot, VmId
 from qfilexchg.errors import HostError, QfilexchgError
@@ -38,6 +42,8 @@ WELCOME_S: Final = 30.0
 """For the store to tell of a DisposableVM that runs. It takes some milliseconds, or something is broken."""
 DOUBT_S: Final = (2.0, 6.0)
 """How long a destination that cannot be is 'asked about'. A VM that got this no at once would learn which VMs exist."""
+OUTCOMES_SHOWN: Final = 8
+"""How many a status tells."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +75,9 @@ class Daemon:
         self._pace = Pace()
         self._questions: dict[m.QuestionId, asyncio.Task[None]] = {}
         self._restores: dict[m.PendriveId, asyncio.Task[None]] = {}
+        self._open: dict[int, status.Question] = {}
+        """What the person is being asked."""
+        self._watchers: Watchers | None = None
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled. ``ready`` is called once everything that was in flight is taken up again.
@@ -77,7 +86,7 @@ class Daemon:
         goes on from the journal.
         """
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
                 self._tasks = tasks
                 await self._sweep()
                 await self._domains.start()
@@ -85,6 +94,7 @@ class Daemon:
                     await self._handle(self._inbox.get_nowait())
                 await self._handle(await self._recover())
                 tasks.create_task(self._domains.serve())
+                await self._let_watch(stack)
                 ready()
                 while True:
                     await self._handle(await self._inbox.get())
@@ -96,6 +106,33 @@ class Daemon:
     async def _handle(self, event: m.Event) -> None:
         for effect in self._machine.handle(event):
             await self._carry_out(effect)
+        self._changed()
+
+    # What is where, for the person
+
+    async def _let_watch(self, stack: contextlib.AsyncExitStack) -> None:
+        """From now on; that it cannot be keeps nobody from copying."""
+        serving = Watchers.serve(socket_path(self._home), self._home.agent_socket, lambda: status.encode(self.status()))
+        try:
+            self._watchers = await stack.enter_async_context(serving)
+        except NoWatching as error:
+            log.error("nobody can see what is where: %s", error)
+
+    def _changed(self) -> None:
+        if self._watchers:
+            self._watchers.changed()
+
+    def status(self) -> status.Status:
+        """What is where now. Raises :exc:`~qfilexchg.dom0.exchange.journal.JournalFailed`."""
+        entries, since = list(self._machine.entries), self._journal.since()
+        return status.Status(
+            time.time(),
+            tuple(status.vms(self._machine.running, entries)),
+            tuple(status.pendrive(entry, self._allocated(entry), since.get(entry.pendrive)) for entry in entries),
+            tuple(self._open.values()),
+            tuple(status.document(document, since.get(document.vm.id)) for document in self._machine.documents),
+            tuple(status.outcome(outcome) for outcome in self._journal.history(OUTCOMES_SHOWN)),
+        )
 
     # What was in flight when the last daemon ended
 
@@ -155,20 +192,16 @@ class Daemon:
             case m.ForgetDocument(vm_id):
                 self._journal.forget_document(vm_id)
             case m.Outcome(entry, text):
-                try:
-                    used_bytes = self._used_bytes(entry)
-                except HostError:
-                    used_bytes = 0  # there is no image, or not any more
-                self._journal.note_outcome(entry, used_bytes, text)
+                self._journal.note_outcome(entry, self._allocated(entry) or 0, text)
             case m.Tell(vm, reply):
                 await self._domains.tell(vm, reply)
             case m.Announce(receiver, source, seq, view_only):
                 await self._domains.announce(receiver, source, seq, view_only=view_only)
             case m.Show(asker, seq, stage):
                 await self._domains.show(asker, seq, stage)
-            case m.Notify(pendrive, text):
+            case m.Notify(transfer, text):
                 log.info("notice: %s", text)
-                self._agents.notify(text, pendrive)
+                self._agents.notify(text, transfer)
             case m.Create() | m.Attach() | m.Detach() | m.Delete() | m.Keep():
                 self._tasks.create_task(self._do(effect))
             case m.Restore(restored):
@@ -310,6 +343,13 @@ class Daemon:
         except Exception:
             log.exception("of domain %d something is left", vm.domain)
 
+    def _allocated(self, entry: m.Entry) -> int | None:
+        """How much the VM has written, or None where there is no image."""
+        try:
+            return self._used_bytes(entry)
+        except HostError:
+            return None
+
     def _used_bytes(self, entry: m.Entry) -> int:
         return pendrives.used_bytes(self._image(entry.pendrive), entry.baseline_bytes)
 
@@ -346,7 +386,7 @@ class Daemon:
             size_bytes = self._used_bytes(entry)
         except HostError as error:
             return False, str(error)
-        answer = await self._agents.ask(
+        answer = await self._put(
             consent.Question(
                 id=question.id,
                 kind=consent.Kind.WAIT if allowed else consent.Kind.COPY,
@@ -356,10 +396,32 @@ class Daemon:
                 target_label=self._labels(question.target_name) if question.target_name else None,
                 size_bytes=size_bytes,
                 busy=question.busy,
+                can_remember=(can_remember := not allowed and remembered.would_hold(self._home.policy, verdict.rule)),
                 deadline_s=self._settings.question_timeout_s,
             )
         )
+        if answer is Consent.ALWAYS and can_remember:
+            await self._remember(question)
         return bool(answer), answer.value
+
+    async def _remember(self, question: m.Question) -> None:
+        """Make the person's answer a rule of theirs. Where that fails, it was a yes for this once."""
+        source, target = question.source.name, question.target_name
+        try:
+            await asyncio.to_thread(remembered.remember, self._home.policy, source, target, datetime.now().astimezone().date())
+        except QfilexchgError as error:
+            log.error("an answer is not remembered: %s", error)
+            self._agents.notify(f"{source} → {target or 'DisposableVM'}: allowed this once, and not remembered: {error}")
+
+    async def _put(self, question: consent.Question) -> Consent:
+        """Put a question to the person; the status tells it while it is open."""
+        self._open[question.id] = status.question(question, time.time())
+        self._changed()
+        try:
+            return await self._agents.ask(question)
+        finally:
+            del self._open[question.id]
+            self._changed()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -2,9 +2,9 @@
 
 Part of the exchange machine, and as pure. It knows no pendrives: the machine says what becomes of those. What always holds:
 
-* a DisposableVM that is known here is destroyed, whatever happens: it ends by itself, or one :class:`~messages.Destroy` after the
-  other is under way until it has ended;
-* it is forgotten, here and in the journal, only when it has ended and its asker has been told of it;
+* a DisposableVM that is known here is destroyed, whatever happens, also if it has ended by itself: one :class:`~messages.Destroy` after
+  the other is under way until it is gone;
+* it is forgotten, here and in the journal, only when it is gone and its asker has been told of it;
 * what it may return, it may return once, and to one run of one VM.
 
 Every step is written to the journal before it is carried out, and what an asker is told before the DisposableVM is forgotten, so
@@ -25,6 +25,13 @@ from qfilexchg.protocol.stages import Stage
 
 SHOWN_MAX = 32
 """Documents of which one VM is told at a time. Above it the oldest that is over is not told any more: each is a key in dom0's store."""
+
+_FAILURES = {
+    Fate.NO_PROGRAM: "failed, nothing in it opens the document",
+    Fate.BAD_DOCUMENT: "failed, there was no document on the pendrive",
+    Fate.FAILED: "failed, it could not go on with the document",
+}
+"""What the person is told of a DisposableVM that gave its document up."""
 
 
 class Documents:
@@ -59,7 +66,9 @@ class Documents:
         for document in list(self):
             if document.asker.id == vm:
                 self.end(document.vm.id, Fate.KILLED)
-        self._settle(vm)
+        self.end(vm, Fate.KILLED)
+        if stopped := self._documents.get(vm):
+            self.destroy(stopped.vm)  # what has stopped may still be there, and hold what it had
 
     # The life of a DisposableVM
 
@@ -133,9 +142,10 @@ class Documents:
 
     # What may be asked
 
-    def serves(self, vm: VmId) -> bool:
-        """Whether that VM has a document, and some time to live."""
-        return vm in self._documents and self._documents[vm].fate not in ENDINGS
+    def served(self, vm: VmId) -> Document | None:
+        """The document of that VM, if it has one, and some time to live."""
+        document = self._documents.get(vm)
+        return document if document and document.fate not in ENDINGS else None
 
     def of(self, asker: VmId, seq: int) -> Document | None:
         """The document that ``asker`` calls ``seq``."""
@@ -177,6 +187,10 @@ class Documents:
             if len(shown) > SHOWN_MAX and over:
                 self.show(asker, over[0], None)
 
+    def tell(self, document: Document, text: str) -> None:
+        """Tell the person what became of it."""
+        self._emit(m.Notify(document.transfer, f"{document.asker.name} → {document.vm.name}: {text}"))
+
     def _show_progress(self, vm: VmId) -> None:
         document = self._documents[vm]
         opened = document.fate is Fate.OPEN
@@ -196,6 +210,7 @@ class Documents:
                 self.show(document.asker.id, document.seq, Stage("unchanged", document.vm.name))
             case Fate.NO_PROGRAM | Fate.BAD_DOCUMENT | Fate.FAILED:
                 self.show(document.asker.id, document.seq, Stage("ended", document.vm.name, document.fate.value))
+                self.tell(document, _FAILURES[document.fate])
             case _:
                 self.show(document.asker.id, document.seq, Stage("ended", document.vm.name, "killed"))
         del self._documents[vm]

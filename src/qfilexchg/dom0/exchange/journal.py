@@ -11,11 +11,11 @@ still has the files; an image of which the journal knows nothing is kept for the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +65,10 @@ CREATE TABLE document (
     fate TEXT NOT NULL,
     PRIMARY KEY (vm_domain, vm_uuid)
 ) STRICT;
+""",
+    """
+ALTER TABLE pendrive ADD COLUMN since_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE document ADD COLUMN since_s REAL NOT NULL DEFAULT 0;
 """,
 )
 """Each makes of a journal of the version before it one of its own; the first makes one of an empty file."""
@@ -148,7 +152,8 @@ class Journal:
         sender, receiver = entry.sender, entry.receiver
         with self._blamed():
             self._database.execute(
-                "INSERT OR REPLACE INTO pendrive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO pendrive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                " COALESCE((SELECT since_s FROM pendrive WHERE pendrive = ? AND phase = ?), ?))",
                 (
                     entry.pendrive,
                     entry.phase.value,
@@ -160,6 +165,7 @@ class Journal:
                     entry.baseline_bytes,
                     entry.course.value,
                     entry.view_only,
+                    *(entry.pendrive, entry.phase.value, self._now()),
                 ),
             )
 
@@ -177,13 +183,15 @@ class Journal:
         """Write down how far a DisposableVM is with its document, in the place of what was known of it."""
         with self._blamed():
             self._database.execute(
-                "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                " COALESCE((SELECT since_s FROM document WHERE vm_domain = ? AND vm_uuid = ? AND fate = ?), ?))",
                 (
                     *_columns(document.vm),
                     *_columns(document.asker),
                     document.seq,
                     document.view_only,
                     document.fate.value,
+                    *(*_columns(document.vm)[:2], document.fate.value, self._now()),
                 ),
             )
 
@@ -196,6 +204,19 @@ class Journal:
         """All DisposableVMs with a document."""
         with self._blamed():
             return [_document(row) for row in self._database.execute("SELECT * FROM document ORDER BY rowid")]
+
+    def since(self) -> dict[PendriveId | VmId, float]:
+        """When each pendrive came into its phase, and each DisposableVM with a document to its fate, in seconds of the epoch.
+
+        Those are left out that were taken over from a version of this program which did not write it down.
+        """
+        with self._blamed():
+            found: dict[PendriveId | VmId, float] = {}
+            for pendrive, since_s in self._database.execute("SELECT pendrive, since_s FROM pendrive WHERE since_s > 0"):
+                found[PendriveId(pendrive)] = since_s
+            for domain, uuid, since_s in self._database.execute("SELECT vm_domain, vm_uuid, since_s FROM document WHERE since_s > 0"):
+                found[VmId(DomainId.parse(str(domain)), UUID(uuid))] = since_s
+            return found
 
     def note_outcome(self, entry: Entry, used_bytes: int, text: str) -> None:
         """Add what became of a transfer to the history; ``text`` is for the person."""
@@ -212,13 +233,7 @@ class Journal:
     def history(self, limit: int = HISTORY_MAX) -> list[Outcome]:
         """The last ``limit`` outcomes, the newest first."""
         with self._blamed():
-            rows = self._database.execute(
-                "SELECT time_s, sender, receiver, used_bytes, outcome FROM history ORDER BY number DESC LIMIT ?", (limit,)
-            )
-            return [
-                Outcome(time_s, VmName.parse(sender), VmName.parse(receiver) if receiver else None, used, text)
-                for time_s, sender, receiver, used, text in rows
-            ]
+            return _outcomes(self._database, 0, limit)
 
     def _open(self) -> sqlite3.Connection:
         """Raises :exc:`_Damaged` for a file that is not a whole journal."""
@@ -269,7 +284,7 @@ class Journal:
         except OSError as error:
             raise JournalFailed(self._path, f"it is damaged and cannot be moved aside ({error.strerror})") from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def _blamed(self) -> Iterator[None]:
         try:
             yield
@@ -277,8 +292,36 @@ class Journal:
             raise JournalFailed(self._path, str(error)) from error
 
 
-def _entry(row: tuple[str, str, int, str, str, int | None, str | None, str | None, int, str, int, int, str, int]) -> Entry:
-    pendrive, phase, sender_domain, sender_uuid, sender_name, domain, uuid, name, seq, request_id, *sizes, course, view_only = row
+def read_history(path: Path, since_s: float = 0, limit: int = HISTORY_MAX) -> list[Outcome]:
+    """The last ``limit`` outcomes since ``since_s``, the newest first, of a journal that is another's: nothing in it is changed.
+
+    Where there is none yet there are no outcomes. Raises :exc:`JournalFailed`, :exc:`JournalTooNew`.
+    """
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=_BUSY_S, uri=True)) as database:
+            [(version,)] = database.execute("PRAGMA user_version")
+            if version > VERSION:
+                raise JournalTooNew(path, version)
+            return _outcomes(database, since_s, limit) if version else []
+    except sqlite3.DatabaseError as error:
+        raise JournalFailed(path, str(error)) from error
+
+
+def _outcomes(database: sqlite3.Connection, since_s: float, limit: int) -> list[Outcome]:
+    rows = database.execute(
+        "SELECT time_s, sender, receiver, used_bytes, outcome FROM history WHERE time_s >= ? ORDER BY number DESC LIMIT ?",
+        (since_s, limit),
+    )
+    return [
+        Outcome(time_s, VmName.parse(sender), VmName.parse(receiver) if receiver else None, used, text)
+        for time_s, sender, receiver, used, text in rows
+    ]
+
+
+def _entry(row: tuple[str, str, int, str, str, int | None, str | None, str | None, int, str, int, int, str, int, float]) -> Entry:
+    pendrive, phase, sender_domain, sender_uuid, sender_name, domain, uuid, name, seq, request_id, *sizes, course, view_only, _ = row
     size_bytes, baseline_bytes = (int(size) for size in sizes)
     receiver = None
     if domain is not None and uuid is not None and name is not None:
@@ -288,8 +331,8 @@ def _entry(row: tuple[str, str, int, str, str, int | None, str | None, str | Non
     return Entry(PendriveId(pendrive), Phase(phase), sender, receiver, seq, request_id, size_bytes, baseline_bytes, *whither)
 
 
-def _document(row: tuple[int, str, str, int, str, str, int, int, str]) -> Document:
-    *_, seq, view_only, fate = row
+def _document(row: tuple[int, str, str, int, str, str, int, int, str, float]) -> Document:
+    *_, seq, view_only, fate, _ = row
     return Document(_vm(*row[:3]), _vm(*row[3:6]), seq, bool(view_only), Fate(fate))
 
 

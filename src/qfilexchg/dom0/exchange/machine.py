@@ -46,6 +46,11 @@ class Exchange(Moves):
         return {vm.vm.name: vm.vm.id.domain for vm in self._vms.values()}
 
     @property
+    def running(self) -> Iterator[tuple[RunningVm, bool]]:
+        """Every VM that runs, and whether it is a DisposableVM."""
+        return ((vm.vm, vm.disposable) for vm in self._vms.values())
+
+    @property
     def entries(self) -> Iterator[m.Entry]:
         """Every pendrive there is now."""
         return (pendrive.entry() for pendrive in self._pendrives.values())
@@ -100,8 +105,8 @@ class Exchange(Moves):
                 if waiting and waiting.phase is Phase.QUEUED and waiting.question and waiting.question.id == question:
                     self._signal(waiting, Signal.EXPIRED, "its receiver was busy for too long")
             case m.DocumentExpired(vm_id):
-                if self._documents.serves(vm_id):
-                    self._notify(None, f"{self._vms[vm_id].vm.name} has had its document for too long, and is ended")
+                if document := self._documents.served(vm_id):
+                    self._documents.tell(document, "failed, the document was open for too long")
                     self._documents.end(vm_id, m.Fate.KILLED)
             case m.Recovered(found, documents):
                 for document in documents:
@@ -175,7 +180,7 @@ class Exchange(Moves):
 
     def _new(self, vm: Vm, request: Request, fresh: m.PendriveId) -> None:
         size_bytes = request.size_bytes or self._limits.default_bytes
-        if vm.disposable and not self._documents.serves(vm.vm.id):
+        if vm.disposable and not self._documents.served(vm.vm.id):
             self._refuse(vm, request, "asked for a pendrive: denied, it is a DisposableVM without a document")
         elif vm.outgoing is not None:
             self._tell(vm, request.request_id, "failed", f"have-pendrive {vm.outgoing.phase.value}")
@@ -290,6 +295,7 @@ class Exchange(Moves):
             self._tell(vm, request.request_id, "failed", pendrive.phase.value if pendrive else "no-pendrive")
             return
         taken_back, pendrive.request_id = pendrive.request_id, request.request_id
+        self._tell(vm, request.request_id, "accepted")  # a VM asks again after a silence, and taking a disk away may be longer
         self._signal(pendrive, Signal.CANCEL)
         if taken_back is not None:
             self._tell(vm, taken_back, "cancelled")  # its last answer, so it is told when that is written down

@@ -68,6 +68,16 @@ class Document:
     view_only: bool
     fate: Fate
 
+    @property
+    def transfer(self) -> str:
+        """What notices of it are about."""
+        return transfer_of(self.asker, self.seq)
+
+
+def transfer_of(asker: RunningVm, seq: int) -> str:
+    """There and back are one transfer to the person, whichever pendrive the document is on."""
+    return f"document-{asker.id.domain}-{seq}"
+
 
 class QuestionKind(enum.Enum):
     """What the person is asked."""
@@ -423,7 +433,7 @@ class Moved:
 class Notify:
     """Tell the person. One notice for a transfer at a time: a later one takes the place of an earlier."""
 
-    pendrive: PendriveId | None
+    transfer: str | None
     text: str
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 REMEMBERED_REPLIES = 16
 """Request ids remembered for each VM. A client repeats a request within seconds; this bounds what a VM can make dom0 hold."""
 
+_SENT = frozenset((Phase.ASKING, Phase.RESTORING, Phase.QUEUED))
+"""Phases in which a pendrive is meant for somebody and its sender still has it."""
+_RETURNED = "returned: it takes the document's place, or lies beside it where that has changed meanwhile"
+"""Which of both, only the VM knows."""
 _ON_COURSE = frozenset((Phase.LEAVING, Phase.ARRIVING, Phase.DELETING, Phase.GONE)) | RECEIVER_ASKS
 """Phases in which a document is on its way to its DisposableVM, or was there. In any other the VM has no use."""
 
@@ -66,7 +70,12 @@ class Moves:
             reached = "returned" if edge.reply == "delivered" and pendrive.course is Course.BACK else edge.reply
             outcome = f"{reached}, {why}" if why else reached
             self._effects.append(m.Outcome(pendrive.entry(), outcome))
-            self._notify(pendrive, outcome)
+            self._notify(pendrive, _RETURNED if outcome == "returned" else outcome)
+        elif pendrive.phase in _SENT and signal in {Signal.CANCEL, Signal.SENDER_GONE}:
+            outcome = f"cancelled, {why}" if why else "cancelled"
+            self._effects.append(m.Outcome(pendrive.entry(), outcome))
+            if pendrive.told:
+                self._notify(pendrive, outcome)
         if pendrive.phase is Phase.ASKING and signal in {Signal.CANCEL, Signal.SENDER_GONE, Signal.RECEIVER_GONE}:
             assert pendrive.question is not None
             self._effects.append(m.Withdraw(pendrive.question.id))
@@ -110,8 +119,7 @@ class Moves:
             case Phase.ASKING:
                 self._ask(pendrive)
             case Phase.QUEUED:
-                assert receiver is not None
-                receiver.waiting.append(pendrive)
+                self._wait(pendrive)
                 pendrive.question = pendrive.question or self._question(pendrive, busy=True)
                 self._effects.append(m.Remind(pendrive.id, pendrive.question.id))
             case Phase.RESTORING:
@@ -121,8 +129,7 @@ class Moves:
                 self._documents.end(pendrive.sender.id, m.Fate.RETURNING)
                 self._documents.destroy(pendrive.sender)
             case Phase.HELD:
-                assert receiver is not None
-                receiver.waiting.append(pendrive)
+                self._wait(pendrive)
             case Phase.LEAVING | Phase.DISCARDING:
                 if phase is Phase.LEAVING and pendrive.course is Course.OUT:
                     assert pendrive.receiver is not None
@@ -152,6 +159,13 @@ class Moves:
                 pass
             case _:
                 assert_never(phase)
+
+    def _wait(self, pendrive: Pendrive) -> None:
+        receiver = self._slots(pendrive.receiver)
+        assert receiver is not None
+        if receiver.busy:
+            self._notify(pendrive, f"waits until {receiver.vm.name} has ejected another pendrive")
+        receiver.waiting.append(pendrive)
 
     def _slots(self, vm: RunningVm | None) -> Vm | None:
         return self._vms.get(vm.id) if vm else None
@@ -225,6 +239,8 @@ class Moves:
         self._effects.append(m.Tell(vm.vm.id, reply))
 
     def _notify(self, pendrive: Pendrive | None, text: str) -> None:
-        if pendrive is not None and not text.startswith(pendrive.sender.name):
-            text = f"{pendrive.sender.name} → {pendrive.target}: {text}"
-        self._effects.append(m.Notify(pendrive.id if pendrive else None, text))
+        if pendrive is None:
+            self._effects.append(m.Notify(None, text))
+            return
+        pendrive.told = True
+        self._effects.append(m.Notify(pendrive.transfer, f"{pendrive.sender.name} → {pendrive.target}: {text}"))

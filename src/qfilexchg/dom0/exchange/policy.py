@@ -22,6 +22,7 @@ from qfilexchg.errors import CallerError
 from qfilexchg.protocol.names import DISPOSABLE, BadName, VmName
 
 SYSTEM_FOLDER = Path("/etc/qfilexchg/policy.d")
+DEFAULT_ORIGIN = "default.policy"
 
 FILE_MAX = 256 << 10
 """Bytes of one file. Some thousand rules; more is not a policy but an accident."""
@@ -142,7 +143,7 @@ def _party(word: str) -> VmName | Word:
 
 def default_rules() -> tuple[Rule, ...]:
     """The rules that are shipped, which hold where no other does."""
-    return parse(resources.files(__package__).joinpath("default.policy").read_text(encoding="utf-8"), "default.policy")
+    return parse(resources.files(__package__).joinpath(DEFAULT_ORIGIN).read_text(encoding="utf-8"), DEFAULT_ORIGIN)
 
 
 def load(folders: Iterable[Path]) -> Policy:
@@ -152,7 +153,7 @@ def load(folders: Iterable[Path]) -> Policy:
     in the files or for their being unreadable: the policy has a ``fault`` then.
     """
     try:
-        rules = [rule for folder in folders for path in _files(folder) for rule in parse(_read(path), str(path))]
+        rules = [rule for folder in folders for path in _files(folder) for rule in parse(read(path), str(path))]
     except BadPolicy as error:
         return Policy((), str(error))
     return Policy((*rules, *default_rules()))
@@ -170,7 +171,8 @@ def _files(folder: Path) -> Sequence[Path]:
     return files
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """The text of a policy file, or :exc:`BadPolicy`."""
     try:
         with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

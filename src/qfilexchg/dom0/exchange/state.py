@@ -46,6 +46,7 @@ class Pendrive:
         "seq",
         "size_bytes",
         "target_name",
+        "told",
         "view_only",
     )
 
@@ -59,6 +60,8 @@ class Pendrive:
         """Of the request that still waits for its last reply."""
         self.size_bytes = size_bytes
         self.baseline_bytes = 0
+        self.told = False
+        """Whether the person was told something of it, which is not to stay where it is true no more."""
         self.forget_transfer()
 
     def forget_transfer(self) -> None:
@@ -105,6 +108,15 @@ class Pendrive:
         if self.target_name is not None:
             return self.target_name
         return "DisposableVM" if self.course is Course.OUT else "nowhere yet"
+
+    @property
+    def transfer(self) -> str:
+        """What notices of it are about."""
+        if self.course is Course.OUT:
+            return m.transfer_of(self.sender, self.seq)
+        if self.course is Course.BACK and self.receiver:
+            return m.transfer_of(self.receiver, self.seq)
+        return self.id
 
 
 class Vm:

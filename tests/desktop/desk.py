@@ -1,0 +1,180 @@
+"""A desk with a screen: an X server without one, a window manager, a keyboard and a mouse, and a person's eye on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+DEADLINE_S = 20.0
+PYTHON = "/usr/bin/python3"
+TOP = Path(__file__).resolve().parents[2]
+OUT = TOP / ".ci/out/desktop"
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T | None], what: str) -> T:
+    """Look again and again until there is something; nothing tells a bystander of what happens on a screen."""
+    end = time.monotonic() + DEADLINE_S
+    while not (seen := look()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {DEADLINE_S:g} s: {what}")
+        time.sleep(0.02)
+    return seen
+
+
+@dataclass(frozen=True)
+class Widget:
+    """As assistive technology has it."""
+
+    application: str
+    role: str
+    name: str
+    description: str
+    states: frozenset[str]
+    place: tuple[int, int, int, int]
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        x, y, width, height = self.place
+        return x + width // 2, y + height // 2
+
+
+class Desk:
+    """The environment of its programs is ``environment``."""
+
+    def __init__(self, environment: dict[str, str], eye: subprocess.Popen[str]) -> None:
+        self.environment = environment
+        self._eye = eye
+
+    @classmethod
+    @contextlib.contextmanager
+    def set_up(cls) -> Iterator[Self]:
+        with contextlib.ExitStack() as stack:
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (home / ".config/gtk-3.0").mkdir(parents=True)
+            (home / ".config/gtk-3.0/settings.ini").write_text("[Settings]\ngtk-enable-animations=0\n")  # pictures show no half-way states
+            bus_daemon = ["dbus-daemon", "--session", "--nofork", "--print-address"]
+            bus = stack.enter_context(_running(bus_daemon, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+            assert bus.stdout
+            environment = {
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "LANG": "C.UTF-8",
+                "DBUS_SESSION_BUS_ADDRESS": bus.stdout.readline().strip(),
+                "GSETTINGS_BACKEND": "memory",
+                "XDG_RUNTIME_DIR": str(home),
+            }
+            read, write = os.pipe()
+            screen = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+            stack.enter_context(_running(screen, pass_fds=[write], stderr=subprocess.DEVNULL))
+            os.close(write)
+            with os.fdopen(read) as told:
+                environment["DISPLAY"] = f":{told.readline().strip()}"
+            stack.enter_context(_running(["openbox"], env=environment, stderr=subprocess.DEVNULL))
+            eye = [PYTHON, str(Path(__file__).with_name("eye.py"))]
+            seeing = stack.enter_context(
+                _running(eye, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            )
+            desk = cls(environment, seeing)
+            until(lambda: desk._xdotool("getwindowfocus") or desk.look() is not None, "the eye is open")
+            OUT.mkdir(parents=True, exist_ok=True)
+            yield desk
+
+    def look(self) -> list[Widget]:
+        found = self._ask({"do": "look"})
+        return [
+            Widget(node["application"], node["role"], node["name"], node["description"], frozenset(node["states"]), tuple(node["place"]))
+            for node in (found if isinstance(found, list) else [])
+        ]
+
+    def sees(self, name: str, role: str | None = None, *states: str) -> Widget:
+        """Wait for a widget with this name that shows, and has these states."""
+
+        def look() -> Widget | None:
+            for widget in self.look():
+                if widget.name == name and role in (None, widget.role) and {"SHOWING", *states} <= widget.states:
+                    return widget
+            return None
+
+        try:
+            return until(look, f"{role or 'widget'} {name!r} {states}")
+        except AssertionError as error:
+            error.add_note("\n".join(f"{w.role} {w.name!r} {sorted(w.states)}" for w in self.look() if w.name))
+            raise
+
+    def does_not_see(self, name: str) -> None:
+        """Wait until no widget with this name shows any more."""
+        until(lambda: not any(widget.name == name and "SHOWING" in widget.states for widget in self.look()), f"no {name!r}")
+
+    def texts(self) -> list[str]:
+        """All that can be read."""
+        return [widget.name for widget in self.look() if widget.name and "SHOWING" in widget.states]
+
+    def press(self, *keys: str) -> None:
+        self._xdotool("key", "--clearmodifiers", *keys)
+
+    def types(self, text: str) -> None:
+        self._xdotool("type", text)
+
+    def click(self, widget: Widget) -> None:
+        x, y = widget.centre
+        self._xdotool("mousemove", str(x), str(y), "click", "1")
+
+    def click_at(self, x: int, y: int) -> None:
+        self._xdotool("mousemove", str(x), str(y), "click", "1")
+
+    def click_twice(self, widget: Widget) -> None:
+        x, y = widget.centre
+        self._xdotool("mousemove", str(x), str(y), "click", "--repeat", "2", "--delay", "40", "1")
+
+    def waits(self, seconds: float) -> None:
+        """A person takes this time before they do something: it is what is tested, and waits for nothing."""
+        time.sleep(seconds)
+
+    def picture(self, name: str) -> None:
+        """Save what is on the screen, for people to look at."""
+        self._ask({"do": "picture", "path": str(self.picture_path(name))})
+
+    def picture_path(self, name: str) -> Path:
+        return OUT / f"{name}.png"
+
+    @contextlib.contextmanager
+    def letter(self) -> Iterator[Widget]:
+        """Another window, which takes the focus."""
+        self._ask({"do": "letter", "open": True})
+        try:
+            yield self.sees("A letter", None, "ACTIVE")
+        finally:
+            self._ask({"do": "letter", "open": False})
+
+    def _ask(self, request: dict[str, object]) -> object:
+        assert self._eye.stdin and self._eye.stdout
+        self._eye.stdin.write(json.dumps(request) + "\n")
+        self._eye.stdin.flush()
+        return json.loads(self._eye.stdout.readline())
+
+    def _xdotool(self, *words: str) -> str:
+        done = subprocess.run(["xdotool", *words], env=self.environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        return done.stdout
+
+
+@contextlib.contextmanager
+def _running(argv: list[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    process: subprocess.Popen[str] = subprocess.Popen(argv, text=True, **options)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_S)
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
