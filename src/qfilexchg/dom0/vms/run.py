@@ -106,11 +106,12 @@ async def _begin(
     stack: contextlib.AsyncExitStack, way: Way, user: str, argv: Sequence[bytes], window: tuple[int, int] | None, deadline_s: float
 ) -> Session:
     """The connection is left to ``stack``."""
-    nonce = secrets.token_bytes(protocol.NONCE_BYTES)
-    request = protocol.Start(nonce, user, argv, window).encode()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             while True:
+                # Each attempt has its own: the hello to one that was given up may still come, and the next one's after it.
+                nonce = secrets.token_bytes(protocol.NONCE_BYTES)
+                request = protocol.Start(nonce, user, argv, window).encode()
                 async with contextlib.AsyncExitStack() as attempt:
                     reader, writer = await attempt.enter_async_context(way())
                     try:
