@@ -60,3 +60,9 @@ def test_a_program_is_the_command_that_it_is_called_as(monkeypatch: pytest.Monke
     assert capsys.readouterr().err.startswith("usage: qfilexchg-agent")
     monkeypatch.setattr("sys.argv", ["/usr/bin/qfilexchg-nothing"])
     assert entry.main() == 2
+
+
+def test_bytecode_is_removed_when_nothing_of_the_package_runs_any_more() -> None:
+    # Before, what ends the VMs wrote it once more, and its folders outlived the package.
+    script = (TOP / "packaging/debian/qfilexchg-dom0.prerm").read_text()
+    assert script.index("#DEBHELPER#") < script.index("py3clean")
