@@ -12,8 +12,10 @@ for key in name vm qubes_vm_type qubes_qpen_reply qubes_blocksrc qubes_transacti
     device/qubes_used_mem/new console/tty "/local/domain/$1/device/qpen" "/local/domain/$1/qubes_qpen_reply" /local/domain/0/new \\
     "/local/domain/0/backend/vbd/$2/51808/params" "/local/domain/0/backend/vbd/$2/51808/physical-device"
 do xenstore-write "$key" x 2> /dev/null && echo "wrote $key"; done
-for key in name qubes_qpen_reply device/qpen device
-do xenstore-rm "$key" 2> /dev/null && echo "removed $key"; xenstore-chmod "$key" "b$1" 2> /dev/null && echo "opened $key"; done
+for key in name qubes_qpen_reply device "/local/domain/$1/device/qpen"
+do xenstore-rm "$key" 2> /dev/null && echo "removed $key"; done
+for key in name qubes_qpen_reply device device/qpen
+do xenstore-chmod "$key" "b$1" 2> /dev/null && echo "opened $key"; done
 for key in "/local/domain/$1" "/local/domain/$1/device/qpen" "/local/domain/$1/name" /local/domain/0 /vm
 do xenstore-read "$key" 2> /dev/null && echo "read $key"; xenstore-ls "$key" 2> /dev/null && echo "listed $key"; done
 true
@@ -40,5 +42,10 @@ def test_a_vms_root_can_write_its_request_and_nothing_else_of_the_exchange(dom0:
     work.sh("xenstore-write device/qpen 'format c:'")
     dom0.until('xenstore-read "$1" | grep -q "failed bad-request"', f"/local/domain/{work.domain}/qubes_qpen_reply")
     dom0.logged("work: bad request")
-    work.output(PENCTL, "cancel")
+
+    # It can be removed too, by which the VM has only silenced itself, until qfilexchgd makes the key again.
+    work.sh("xenstore-rm device/qpen")
+    assert personal.output(PENCTL, "status") == "accepted outgoing=none incoming=none\n"
+    dom0.kill_daemon()
+    assert work.output(PENCTL, "cancel").split()[-1] == "cancelled"
     dom0.nothing_left()
