@@ -62,7 +62,7 @@ on_poweroff = "destroy"
 on_reboot = "{on_reboot}"
 on_crash = "destroy"
 """
-    path = f"/root/{name}.cfg"
+    path = f"/srv/{name}.cfg"
     dom0.write(path, settings.encode())
     return path
 

@@ -11,11 +11,11 @@ from tests.xen.dom0 import Dom0
 
 SUITE = CHECKOUT / "tests/conformance/hypervisor"
 FILES = ("conftest.py", "real.py", "test_hypervisor.py", "world.py", "xen.py")
-REPORT = "/root/report.xml"
+REPORT = "/srv/report.xml"
 _FATES = ("failure", "error", "skipped")
 _DEADLINE_S = 600.0
 _PYTEST = """
-cd /root/suite
+cd /srv/suite
 PYTHONPATH=/usr/lib/qfilexchg/python exec python3 -m pytest tests/conformance/hypervisor --platform=xen --vms=work,personal \\
     --import-mode=importlib -p no:cacheprovider -q --junitxml="$1"
 """
@@ -31,7 +31,7 @@ def packed() -> bytes:
 
 
 def test_xen_keeps_what_the_port_promises(dom0: Dom0) -> None:
-    dom0.output("sh", "-c", "mkdir /root/suite && tar -xC /root/suite", input=packed())
+    dom0.output("sh", "-c", "mkdir /srv/suite && tar -xC /srv/suite", input=packed())
     done = dom0.run("sh", "-c", _PYTEST, "sh", REPORT, deadline_s=_DEADLINE_S)
     cases = list(ElementTree.fromstring(dom0.output("cat", REPORT)).iter("testcase"))
     for case in cases:

@@ -30,8 +30,8 @@ def test_a_receiver_that_was_started_again_meanwhile_is_not_the_one_that_was_all
 
 def test_the_same_domain_id_comes_back_and_the_answer_does_not_count_for_it(dom0: Dom0, work: XenVm, personal: XenVm) -> None:
     domain = personal.domain
-    dom0.write("/root/create_domains.py", Path(create_domains.__file__).read_bytes())
-    assert dom0.output("python3", "/root/create_domains.py", deadline_s=WRAP_DEADLINE_S).strip() == str(create_domains.LAST)
+    dom0.write("/srv/create_domains.py", Path(create_domains.__file__).read_bytes())
+    assert dom0.output("python3", "/srv/create_domains.py", deadline_s=WRAP_DEADLINE_S).strip() == str(create_domains.LAST)
     other = plain_domain(dom0, "personal")
     with dom0.person() as person:
         copying = sending(work, "personal")

@@ -52,7 +52,7 @@ def test_an_upgrade_loses_no_pendrive_and_a_removal_waits_until_no_vm_has_one(
     digest = make(work, "1M", "data")
     work.output("qvm-copy-to-vm", "personal", "data")
     personal.sh("until mountpoint -q /mnt/incoming; do sleep 0.1; done")
-    deb = f"/root/{upgrade.name}"
+    deb = f"/srv/{upgrade.name}"
     dom0.write(deb, upgrade.read_bytes())
     before = dom0.daemon()
     status, said = apt(dom0, "install", deb)

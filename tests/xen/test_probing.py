@@ -35,15 +35,15 @@ _ANNOUNCE = 'udevadm trigger --action=add "/sys/block/$1" && udevadm trigger --a
 
 @pytest.mark.parametrize("content", sorted(_MAKE))
 def test_a_pendrive_is_not_looked_at_and_the_same_bytes_elsewhere_are(dom0: Dom0, work: XenVm, content: str) -> None:
-    dom0.sh(f"systemctl start udisks2 && mkdir /root/elsewhere && cd /root/elsewhere && {_MAKE[content]}")
-    head = dom0.run("head", "-c", str(_HEAD_BYTES), "/root/elsewhere/image").stdout
+    dom0.sh(f"systemctl start udisks2 && mkdir /srv/elsewhere && cd /srv/elsewhere && {_MAKE[content]}")
+    head = dom0.run("head", "-c", str(_HEAD_BYTES), "/srv/elsewhere/image").stdout
     given(work)
     work.output("sh", "-c", _WRITE, user="root", input=head)
     pendrive = _device(dom0, SPOOL)
     # Now that there is something on it, it is announced again as when it was new.
     dom0.sh(_ANNOUNCE, pendrive)
     assert dom0.sh('head -c "$2" "/dev/$1" | sha256sum', pendrive, str(_HEAD_BYTES)) == dom0.sh(
-        f"head -c {_HEAD_BYTES} /root/elsewhere/image | sha256sum"
+        f"head -c {_HEAD_BYTES} /srv/elsewhere/image | sha256sum"
     )
     assert _known(dom0, pendrive) == []
     assert dom0.sh(_LINKS, pendrive) == ""
@@ -52,8 +52,8 @@ def test_a_pendrive_is_not_looked_at_and_the_same_bytes_elsewhere_are(dom0: Dom0
     assert "LOOKEDAT" not in dom0.sh('udisksctl info -b "/dev/$1" 2> /dev/null || true', pendrive)
 
     # What would be, without our rules.
-    dom0.sh("losetup -f --show -P /root/elsewhere/image && udevadm settle")
-    elsewhere = _device(dom0, "/root/elsewhere")
+    dom0.sh("losetup -f --show -P /srv/elsewhere/image && udevadm settle")
+    elsewhere = _device(dom0, "/srv/elsewhere")
     dom0.sh(_ANNOUNCE, elsewhere)
     assert _known(dom0, elsewhere) != []
     if content == "vfat":

@@ -50,11 +50,11 @@ def test_files_are_copied_in_and_out_byte_for_byte(dom0: Dom0) -> None:
     make = "mkdir -p 'a b/é' out && head -c 100k /dev/urandom > 'a b/é/data' && echo dash > ./-option && sha256sum < 'a b/é/data'"
     expected = dom0.sh(f"cd /root && {make}")
     dom0.sh("cd /root && qvm-copy-in work 'a b' ./-option")
-    dom0.sh("cd /root/out && qvm-copy-out work 'a b/é/data' 'a b' ./-option")
-    assert dom0.sh("cd /root/out && sha256sum < data && tar -xOf 'a b.tar' './a b/é/data' | sha256sum && cat ./-option") == (
+    dom0.sh("cd /srv/out && qvm-copy-out work 'a b/é/data' 'a b' ./-option")
+    assert dom0.sh("cd /srv/out && sha256sum < data && tar -xOf 'a b.tar' './a b/é/data' | sha256sum && cat ./-option") == (
         f"{expected}{expected}dash\n"
     )
-    refused = dom0.run("sh", "-c", "cd /root/out && qvm-copy-out work ./-option")
+    refused = dom0.run("sh", "-c", "cd /srv/out && qvm-copy-out work ./-option")
     assert (refused.returncode, b"exists already" in refused.stderr) == (1, True)
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
 from qfilexchg.protocol.names import DomainId
-from qfilexchg.xenstore import wire
+from qfilexchg.xenstore import sockets, wire
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost, TooBig, refusal
 from qfilexchg.xenstore.wire import Malformed, Op, Packet, Parser
 
@@ -129,7 +129,7 @@ class Store:
         loop = asyncio.get_running_loop()
         try:
             if not stat.S_ISCHR(path.stat().st_mode):
-                transport, router = await loop.create_unix_connection(Router, str(path))
+                transport, router = await loop.create_unix_connection(Router, sock=await sockets.connected(path))
                 return cls(router, transport)
             device = path.open("r+b", buffering=0)
             reading, router = await loop.connect_read_pipe(Router, device)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -93,3 +95,18 @@ async def test_each_command_has_a_port_of_its_own_until_there_is_none(tmp_path: 
                 await commands.enter_async_context(session(tmp_path, ["true"]))
         async with session(tmp_path, ["true"]):
             assert agents[0].calls == 2
+
+
+async def test_a_queue_full_of_attempts_that_were_given_up_is_waited_for(tmp_path: Path) -> None:
+    # The connection was taken for one that was there, and what was written to it failed as nothing that is caught.
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as attempts:
+        listening.bind(str(run_socket(tmp_path, 0)))
+        listening.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                attempt = attempts.enter_context(socket.socket(socket.AF_UNIX))
+                attempt.setblocking(False)
+                attempt.connect(str(run_socket(tmp_path, 0)))
+        with pytest.raises(run.NoAnswer, match="does not answer"):
+            async with session(tmp_path, ["true"], deadline_s=0.2):
+                raise AssertionError("nobody has answered")

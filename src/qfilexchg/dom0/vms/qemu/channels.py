@@ -15,6 +15,7 @@ from pathlib import Path
 from qfilexchg.dom0.vms import run
 from qfilexchg.errors import CallerError
 from qfilexchg.protocol.channels import RUN_PORTS
+from qfilexchg.xenstore import sockets
 
 
 class AllPortsBusy(CallerError):
@@ -35,7 +36,7 @@ async def session(
 ) -> AsyncIterator[run.Session]:
     """:func:`qfilexchg.dom0.vms.run.session` on the first port that no other program of the host uses. Raises :exc:`AllPortsBusy` too."""
     with _free_port(folder) as number:
-        path = str(run_socket(folder, number))
+        path = run_socket(folder, number)
         async with run.session(lambda: _connection(path), argv, user=user, window=window, deadline_s=deadline_s) as session:
             yield session
 
@@ -61,9 +62,9 @@ def _free_port(folder: Path) -> Iterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _connection(path: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connection(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     try:
-        reader, writer = await asyncio.open_unix_connection(path, limit=run.UNREAD_MAX)
+        reader, writer = await asyncio.open_connection(sock=await sockets.connected(path), limit=run.UNREAD_MAX)
     except OSError as error:
         raise run.NoAnswer("the VM's run port does not open", str(error)) from error
     try:
