@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
+import pytest
+
 from tests.xen.dom0 import UNIT, Dom0
 from tests.xen.steps import INCOMING, OUTGOING, PENCTL, given, holders, sending
 from tests.xen.vm import XenVm
+
+pytestmark = pytest.mark.trial
 
 _HOLD = "for i in $(seq 100); do [ -b /dev/xvdg ] && break; sleep 0.1; done; mkdir /srv/held && mount /dev/xvdg /srv/held"
 _SEND = 'setsid sh -c "$1 send personal > said 2>&1" < /dev/null > /dev/null 2>&1 &'
