@@ -6,6 +6,8 @@ import io
 import tarfile
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.xen.conftest import CHECKOUT
 from tests.xen.dom0 import Dom0
 
@@ -30,6 +32,7 @@ def packed() -> bytes:
     return archive.getvalue()
 
 
+@pytest.mark.trial
 def test_xen_keeps_what_the_port_promises(dom0: Dom0) -> None:
     dom0.output("sh", "-c", "mkdir /srv/suite && tar -xC /srv/suite", input=packed())
     done = dom0.run("sh", "-c", _PYTEST, "sh", REPORT, deadline_s=_DEADLINE_S)
