@@ -182,7 +182,11 @@ def _become(account: pwd.struct_passwd, start: Start, streams: tuple[int, int, i
             os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
             os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
         os.umask(0o022)
-        os.chdir(account.pw_dir)
+        try:
+            os.chdir(account.pw_dir)
+        except OSError as error:
+            os.write(2, b"qvm-run: %s: %s; going on in /\n" % (account.pw_dir.encode(), os.strerror(error.errno or errno.EIO).encode()))
+            os.chdir("/")
         os.execvpe(start.argv[0], start.argv, _environment(account, start))  # noqa: S606 -- argv as dom0 gave it, no shell wanted
     except FileNotFoundError:
         status = _NOT_FOUND

@@ -234,6 +234,13 @@ def test_an_unknown_user_is_told(host: Host) -> None:
     assert host.end() == (b"", b"qvm-run: nobody-of-that-name: no such user\n", 126)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a command as another user, one whose home does not exist")
+def test_a_user_without_a_home_is_told_so_and_the_command_runs(host: Host) -> None:
+    host.start("pwd", user="nobody")
+    home = pwd.getpwnam("nobody").pw_dir
+    assert host.end() == (b"/\n", f"qvm-run: {home}: No such file or directory; going on in /\n".encode(), 0)
+
+
 def test_nothing_to_run_says_only_that_the_agent_is_there(host: Host) -> None:
     host.start()
     assert host.end() == (b"", b"", 0)
