@@ -47,7 +47,7 @@ def holders(dom0: Dom0) -> list[str]:
     return [line.split("/")[6] + "/" + line.split("/")[7] for line in listed.splitlines() if f'/params = "{SPOOL}/' in line]
 
 
-def plain_domain(dom0: Dom0, name: str, *disks: str, memory_mib: int = 64, on_reboot: str = "destroy") -> str:
+def plain_domain(dom0: Dom0, name: str, *disks: str, on_reboot: str = "destroy") -> str:
     """The path of an xl configuration as somebody might have one, for a domU that is no VM of ours. It boots the template's kernel."""
     template = f"{HOME}/template"
     settings = f"""
@@ -56,7 +56,7 @@ type = "pv"
 kernel = "{template}/kernel"
 ramdisk = "{template}/initrd"
 cmdline = "root=/dev/xvda ro console=hvc0"
-memory = {memory_mib}
+memory = 200
 disk = [{", ".join(f'"{disk}"' for disk in disks)}]
 on_poweroff = "destroy"
 on_reboot = "{on_reboot}"

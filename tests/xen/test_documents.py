@@ -53,8 +53,12 @@ def test_three_documents_are_in_three_vms_that_share_nothing(dom0: Dom0, work: X
         assert {"running", vm.domain, "green", "DisposableVM", "work"} <= set(row), row
         modes = dom0.sh('for disk in 51712 51744; do xenstore-read "/local/domain/0/backend/vbd/$1/$disk/mode"; done', vm.domain)
         assert modes == "r\nw\n"
-    disks = dom0.sh(f"cd {HOME}/vms && stat -c '%a %U %n' disp*/*").splitlines()
-    assert sorted(disks) == sorted(f"600 root {vm.name}/volatile.img" for vm in vms)
+    # What each writes is in a file that has no name any more.
+    disks = dom0.sh(
+        'for domain; do losetup -n -O BACK-FILE "$(xenstore-read "/local/domain/0/backend/vbd/$domain/51744/node")"; done',
+        *(vm.domain for vm in vms),
+    ).splitlines()
+    assert disks == [f"{HOME}/vms/{vm.name}/volatile.img (deleted)" for vm in vms]
 
     copy = vms[1].sh("cd /tmp; stat -c %a looked-at.txt; sha256sum < looked-at.txt; chmod 600 looked-at.txt")
     assert copy.split() == ["400", digest, "-"]

@@ -42,7 +42,9 @@ def test_the_same_domain_id_comes_back_and_the_answer_does_not_count_for_it(dom0
         question = person.question()
         with dom0.deaf_daemon():
             # libxl itself gives no id again for a minute; another toolstack would.
-            dom0.sh('xl destroy "$1" && LIBXL_DOMID_REUSE_TIMEOUT=0 xl create -q -p "$2"', domain, other)
+            dom0.output("xl", "destroy", domain)
+            dom0.until('! xl list "$1" > /dev/null 2>&1', domain)
+            dom0.output("env", "LIBXL_DOMID_REUSE_TIMEOUT=0", "xl", "create", "-q", "-p", other)
             assert dom0.output("xl", "domid", "personal").strip() == domain
             person.say(question, True)
         assert copying.wait().returncode == 3

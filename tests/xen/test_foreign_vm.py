@@ -14,7 +14,7 @@ pytestmark = pytest.mark.trial
 def test_a_domu_that_somebody_has_made_by_xl_can_receive_and_starts_again_without_what_it_had(dom0: Dom0, work: XenVm) -> None:
     dom0.sh("truncate -s 64M /srv/home.img && mke2fs -q -F -t ext4 /srv/home.img")
     disks = (f"format=raw,vdev=xvda,access=ro,target={HOME}/template/root.img", "format=raw,vdev=xvdb,access=rw,target=/srv/home.img")
-    dom0.output("xl", "create", "-q", plain_domain(dom0, "foreign", *disks, memory_mib=200, on_reboot="restart"))
+    dom0.output("xl", "create", "-q", plain_domain(dom0, "foreign", *disks, on_reboot="restart"))
     dom0.logged("foreign runs as domain")
     foreign = XenVm(dom0, "foreign")
     assert "foreign" not in dom0.output("qvm-ls")

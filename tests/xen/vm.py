@@ -22,7 +22,9 @@ from tests.xen.running import DEADLINE_S, Running
 _FIND = """
 domain=$(xl domid "$1") || exit
 echo "$domain"
-xenstore-read "/local/domain/$domain/console/tty"
+# xl may still be making it.
+for i in $(seq 300); do xenstore-read "/local/domain/$domain/console/tty" 2> /dev/null && exit; sleep 0.1; done
+exit 1
 """
 _TUNNEL = """
 [ -d /run/qfilexchg/console ] || mkdir -m 700 /run/qfilexchg/console
