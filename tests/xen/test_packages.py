@@ -41,9 +41,9 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return deb
 
 
-def apt(dom0: Dom0, *words: str) -> tuple[int, str]:
-    """apt as a script would run it: without a terminal, and with nobody to answer it."""
-    done = dom0.run("env", "-u", "TERM", "apt-get", "-q", "-y", *words, deadline_s=2 * DEADLINE_S)
+def managed(dom0: Dom0, *command: str) -> tuple[int, str]:
+    """A package manager as a script would run it: without a terminal, and with nobody to answer it."""
+    done = dom0.run("env", "-u", "TERM", *command, deadline_s=2 * DEADLINE_S)
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
@@ -57,14 +57,14 @@ def test_an_upgrade_loses_no_pendrive_and_a_removal_waits_until_no_vm_has_one(
     deb = f"/srv/{upgrade.name}"
     dom0.write(deb, upgrade.read_bytes())
     before = dom0.daemon()
-    status, said = apt(dom0, "install", deb)
+    status, said = managed(dom0, "apt-get", "-q", "-y", "install", deb)
     assert status == 0, said
     assert dom0.output("dpkg-query", "-W", "-f", "${Version}", PACKAGE) == NEXT
     assert dom0.daemon() not in (before, "0")
     assert [vm.domain for vm in (work, personal)] == [dom0.output("xl", "domid", vm.name).strip() for vm in (work, personal)]
     assert sha256(personal, "/mnt/incoming/data") == digest
 
-    status, said = apt(dom0, "remove", PACKAGE)
+    status, said = managed(dom0, "dpkg", "--remove", PACKAGE)
     assert status != 0 and "VMs still have disks of qfilexchg" in said, said
     assert dom0.output("systemctl", "is-active", UNIT) == "active\n"
     personal.output("umount", "/mnt/incoming")
@@ -72,14 +72,14 @@ def test_an_upgrade_loses_no_pendrive_and_a_removal_waits_until_no_vm_has_one(
     for vm in (work, personal):
         vm.destroy()
     dom0.until("! losetup -a | grep -q private.img")
-    status, said = apt(dom0, "remove", PACKAGE)
+    status, said = managed(dom0, "dpkg", "--remove", PACKAGE)
     assert status == 0, said
     installed = dom0.run("sh", "-c", f"ls -d /usr/lib/qfilexchg /usr/bin/qvm-* {UDEV_RULES}; pgrep -f '[q]filexchgd'")
     assert installed.stdout == b"", installed
     assert dom0.output("ls", f"{HOME}/vms").split() == ["personal", "work"]
 
     dom0.output("touch", f"{HOME}/kept/theirs")
-    status, said = apt(dom0, "purge", PACKAGE)
+    status, said = managed(dom0, "dpkg", "--purge", PACKAGE)
     assert status == 0 and f"{HOME} holds what is yours" in said, said
     assert set(dom0.output("ls", HOME).split()) == {"collection.sqlite", "journal.sqlite", "kept", "qfilexchg.toml", "policy.d", "vms"}
     gone = dom0.run("sh", "-c", "ls -d /run/qfilexchg /var/cache/qfilexchg /etc/qfilexchg; getent group qfilexchg")
