@@ -3,6 +3,9 @@
 A watch event says only that something may have happened, so everything is read again. A request is taken, that is read and
 emptied in one transaction: it is served once, and never again by a daemon that was restarted. One task for each VM takes its
 requests, one after another and not faster than :data:`PAUSE_S` allows, so a VM that writes without end delays only itself.
+
+A VM that gets another name has ended, and another one runs: rules and questions go by names, and what was asked of the one is not
+said of the other.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ RETRY_S: Final = 1.0
 
 _DOMAINS: Final = "domains"
 _REQUESTS: Final = "requests"
+_NAMES: Final = "names"
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Domains:
             while (event := await self._store.events.get()) is not None:
                 if event.token == _REQUESTS:
                     self._wake(event.path)
+                    continue
+                if event.token == _NAMES and not await self._is_renamed(event.path):
                     continue
                 try:
                     await self._synchronise()
@@ -128,7 +134,7 @@ class Domains:
 
     async def _synchronise(self) -> None:
         running = {vm.id: vm for vm in (await self._hypervisor.running()).values()}
-        ended = self._lines.keys() - running.keys()
+        ended = {vm_id for vm_id, line in self._lines.items() if running.get(vm_id) != line.vm}
         # On Xen a VM can end and start between two looks, with the UUID and even the domain id that it had. But not with our keys.
         again = {vm_id for vm_id in self._lines.keys() - ended if not await self._store.exists(keys.absolute(vm_id.domain, keys.REPLY))}
         for vm_id in ended | again:
@@ -144,11 +150,12 @@ class Domains:
         line = self._lines.pop(vm_id)
         if line.server:
             line.server.cancel()
-        try:
-            await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), _REQUESTS)
-        except NoEntry:
-            log.debug("the watch of domain %d is gone already", vm_id.domain)
-        log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
+        for key, token in ((keys.REQUEST, _REQUESTS), (keys.NAME, _NAMES)):
+            try:
+                await self._store.unwatch(keys.absolute(vm_id.domain, key), token)
+            except NoEntry:
+                log.debug("a watch of domain %d is gone already", vm_id.domain)
+        log.info("%s (domain %d) has ended, or has another name", line.vm.name, vm_id.domain)
         self._deliver(VmStopped(vm_id))
 
     async def _release(self, domain: DomainId) -> None:
@@ -185,6 +192,7 @@ class Domains:
         async with self._arrived:
             self._arrived.notify_all()
         await self._store.watch(keys.absolute(domain, keys.REQUEST), _REQUESTS)
+        await self._store.watch(keys.absolute(domain, keys.NAME), _NAMES)
 
     async def _read(self, domain: DomainId, key: str) -> bytes:
         path = keys.absolute(domain, key)
@@ -194,14 +202,25 @@ class Domains:
         path = keys.absolute(domain, key)
         return await self._store.directory(path) if await self._store.exists(path) else []
 
-    def _wake(self, path: str) -> None:
+    def _of(self, path: str) -> list[_Line]:
+        """The lines of the VM whose key this is."""
         try:
             domain = DomainId.parse(path.removeprefix(f"{keys.DOMAINS}/").partition("/")[0])
         except BadDomainId:
-            return
-        for line in self._lines.values():
-            if line.vm.id.domain == domain:
-                line.written.set()
+            return []
+        return [line for line in self._lines.values() if line.vm.id.domain == domain]
+
+    def _wake(self, path: str) -> None:
+        for line in self._of(path):
+            line.written.set()
+
+    async def _is_renamed(self, path: str) -> bool:
+        """Spares a look at all VMs where the name is the same: so is it when the watch is set. Of an end another event tells."""
+        try:
+            name = await self._store.read(path)
+        except NoEntry:
+            return False
+        return any(line.vm.name.encode("ascii") != name for line in self._of(path))
 
     async def _serve(self, line: _Line) -> None:
         while True:
