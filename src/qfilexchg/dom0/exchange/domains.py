@@ -27,7 +27,7 @@ from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
 
 PAUSE_S: Final = 0.05
-"""Between two requests of one VM. Stops a VM from filling dom0's time and journal; attach and detach take longer anyway."""
+"""Between two looks at the request key of one VM. Stops a VM from filling dom0's time and journal; attach and detach take longer anyway."""
 BAD_PAUSE_S: Final = 1.0
 """After a request that is none, of which each is a line in the log."""
 RETRY_S: Final = 1.0
@@ -226,13 +226,12 @@ class Domains:
         while True:
             await line.written.wait()
             line.written.clear()
-            request = await self._take(line.vm.id.domain)
-            if request:
-                understood = await self._hear(line.vm, request)
-                await asyncio.sleep(PAUSE_S if understood else BAD_PAUSE_S)
+            request = await self._take(line)
+            understood = not request or await self._hear(line.vm, request)
+            await asyncio.sleep(PAUSE_S if understood else BAD_PAUSE_S)
 
-    async def _take(self, domain: DomainId) -> bytes:
-        path = keys.absolute(domain, keys.REQUEST)
+    async def _take(self, line: _Line) -> bytes:
+        path = keys.absolute(line.vm.id.domain, keys.REQUEST)
 
         async def body(tx: int) -> bytes:
             request = await self._store.read(path, tx)
@@ -241,9 +240,12 @@ class Domains:
             return request
 
         try:
-            return await self._store.transaction(body)
-        except (NoEntry, Again):
-            return b""  # the VM ended, or it writes all the time: its next write wakes us again
+            return await self._store.transaction(body, attempts=1)
+        except Again:
+            line.written.set()  # by the VM, most likely: one that writes without end gets one attempt after each pause
+            return b""
+        except NoEntry:
+            return b""  # the VM ended
 
     async def _hear(self, vm: RunningVm, line: bytes) -> bool:
         """Deliver a request; whether it was one."""
