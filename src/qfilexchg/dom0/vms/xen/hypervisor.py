@@ -183,7 +183,7 @@ class Xen:
         held = {self._real(image) for _, image in await nodes.images(store)}
         for device, image in volatile.items():
             if image not in held:
-                self._loops.clear(device)
+                self._loops.clear(device, image)
         await asyncio.gather(*(self._loops.released(image) for image in pendrives - held))
 
     def _real(self, image: Path) -> Path:
