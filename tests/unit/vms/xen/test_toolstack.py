@@ -338,6 +338,22 @@ async def test_one_that_nobody_is_left_to_wake_is_swept_unless_it_is_preloaded(b
         assert [vm.name for vm in told] == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
 
 
+async def test_one_that_is_woken_while_others_are_swept_is_not(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with begin() as scene:
+        left, woken = [await scene.restore(scene.disposable()) for _ in range(2)]
+        scene.toolstack._let_go(left.id.uuid)
+        all_records = records.all_records
+        monkeypatch.setattr(records, "all_records", lambda home: sorted(all_records(home), key=lambda record: record.name))
+
+        async def wake() -> None:
+            scene.fake.before.clear()
+            await scene.toolstack.wake(woken)
+
+        scene.fake.before["destroy"] = wake
+        await scene.anew().sweep(lambda _: None)
+        assert [domain.name for domain in scene.fake.domains.values()] == [woken.name]
+
+
 async def test_one_that_a_person_has_paused_is_not_swept(begin: Begin) -> None:
     async with begin() as scene:
         await scene.start(scene.app("work"))

@@ -96,6 +96,13 @@ def all_records(home: Home) -> list[Record]:
     return [record for record in map(_read, folder(home).glob("*.json")) if record]
 
 
+def made(home: Home) -> Iterator[Record]:
+    """Those of VMs that are not being made any more, each read when its turn comes: with what its maker wrote last."""
+    for known in all_records(home):
+        if not is_being_made(home, known.uuid) and (record := get(home, known.uuid)):
+            yield record
+
+
 def _read(path: Path) -> Record | None:
     try:
         fields = json.loads(path.read_bytes())

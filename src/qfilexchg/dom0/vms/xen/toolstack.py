@@ -289,11 +289,8 @@ class XenToolstack:
         """
         known = {listed.uuid: listed for listed in await xl.list_domains()}
         preloaded = {vm.uuid for vm in self._collection.list() if vm.preloaded}
-        for record in records.all_records(self._home):
-            found = known.get(record.uuid)
-            if records.is_being_made(self._home, record.uuid):
-                continue
-            if found:
+        for record in records.made(self._home):
+            if found := known.get(record.uuid):
                 left_over = found.paused and not record.woken and record.uuid not in preloaded
                 if (found.suspended or (found.runs and not left_over)) and await self._store_knows(VmId(found.domain, record.uuid)):
                     continue
