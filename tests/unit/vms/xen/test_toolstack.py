@@ -161,6 +161,25 @@ async def test_cancelled_when_xl_is_half_done_nothing_of_the_vm_is_left(begin: B
         assert scene.fake.domains == {} and scene.left() == []
 
 
+async def test_what_could_not_be_cleared_away_is_swept_later(begin: Begin) -> None:
+    async with begin() as scene:
+
+        async def nothing() -> None:
+            return
+
+        scene.fake.half_way["restore"] = nothing
+        scene.fake.fails.add("destroy")
+        restoring = asyncio.create_task(scene.restore(scene.disposable()))
+        await scene.fake.hung.wait()
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        assert len(scene.fake.domains) == 1
+        scene.fake.fails.clear()
+        await scene.anew().sweep(lambda _: None)
+        assert scene.fake.domains == {} and scene.left() == []
+
+
 async def test_when_xl_hangs_it_is_killed(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAKE_DEADLINE_S", 0.3)
     async with begin() as scene:

@@ -70,7 +70,7 @@ def _path(home: Home, uuid: UUID) -> Path:
 
 @contextlib.contextmanager
 def making(home: Home, name: VmName, uuid: UUID, keys: Mapping[str, str]) -> Iterator[Making]:
-    """While xl makes the VM. The record stays when the body succeeds."""
+    """While xl makes the VM. The record stays, until :func:`remove` says that nothing of the VM is left."""
     folder(home).mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(home, uuid)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,11 +78,7 @@ def making(home: Home, name: VmName, uuid: UUID, keys: Mapping[str, str]) -> Ite
         fcntl.flock(file, fcntl.LOCK_EX)
         record = Record(name, uuid, keys)
         _write(file, record)
-        try:
-            yield Making(record, file)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        yield Making(record, file)
     finally:
         os.close(file)
 

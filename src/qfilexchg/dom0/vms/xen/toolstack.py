@@ -180,11 +180,12 @@ class XenToolstack:
                 raise NameInUse(wanted, domain)
 
     async def _clear_away(self, machine: Machine) -> None:
-        """Destroy what xl has half made. The store may not know of it yet, so Xen is asked."""
+        """Destroy what xl has half made. The store may not know of it yet, so Xen is asked. What is left is swept later."""
         try:
             for listed in await xl.list_domains():
                 if listed.uuid == machine.uuid:
                     await self._xen.kill(VmId(listed.domain, machine.uuid))
+            records.remove(self._home, machine.uuid)
         except HypervisorError as error:
             log.error("%s could not be made, and something of it may be left: %s", machine.name, error)
 
