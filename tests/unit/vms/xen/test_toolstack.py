@@ -16,6 +16,7 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
 from qfilexchg.dom0.vms.disposables import Disposables
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
+from qfilexchg.dom0.vms.machines import Machines
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
@@ -271,11 +272,11 @@ async def test_who_has_ended_is_swept_and_who_runs_or_is_just_made_is_not(begin:
         running, ended, shut_down = [await scene.start(scene.app(name)) for name in ("running", "ended", "stopped")]
         await scene.fake.end(scene.fake.domains[2])
         scene.fake.domains[3].shutdown = "-"
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         with records.making(scene.home, VmName.parse("disp9"), uuid4(), {}):
             await scene.toolstack.sweep(told.append)
             assert len(scene.left()) == 2
-        assert sorted(vm.name for vm in told) == ["ended", "stopped"] and {ended, shut_down} == set(told)
+        assert sorted(told) == [ended.name, shut_down.name]
         assert list(await scene.toolstack.running()) == [running.name]
 
 
@@ -286,9 +287,9 @@ async def test_a_record_stays_as_long_as_xen_has_the_vm(begin: Begin) -> None:
         await scene.fake.half_end(domain)
         await scene.toolstack.hypervisor.release(running.id.domain)
         assert len(scene.left()) == 1
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         await scene.toolstack.sweep(told.append)
-        assert told == [running] and scene.left() == [] and scene.fake.domains == {}
+        assert told == [running.name] and scene.left() == [] and scene.fake.domains == {}
 
 
 async def test_a_disposable_vm_is_forgotten_when_xen_has_it_no_more(begin: Begin) -> None:
@@ -348,13 +349,24 @@ async def test_one_that_nobody_is_left_to_wake_is_swept_unless_it_is_preloaded(b
         left, preloaded = scene.disposable(), scene.collection.add_new_disposablevm(Label.RED, 300, preloaded=True)
         for vm in (left, preloaded):
             await scene.restore(vm)
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         await scene.anew().sweep(told.append)
         assert told == [] and len(scene.fake.domains) == 2, "who has made them is still there"
         for vm in (left, preloaded):
             scene.toolstack._let_go(vm.uuid)
         await scene.anew().sweep(told.append)
-        assert [vm.name for vm in told] == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
+        assert told == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
+
+
+async def test_of_a_restore_that_was_killed_nothing_is_left_in_the_collection_either(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = scene.disposable()
+        volatile = scene.disk(vm)
+        with records.making(scene.home, vm.name, vm.uuid, {keys.VM_TYPE: vm.kind.value}):
+            await scene.fake.start(vm.name, vm.uuid, paused=True)
+        await Machines(scene.home, scene.anew()).sweep()
+        assert scene.fake.domains == {} and scene.left() == []
+        assert scene.collection.list() == [] and not volatile.exists()
 
 
 async def test_one_that_is_woken_while_others_are_swept_is_not(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,7 @@ class XenToolstack:
             self._xen.forget(record)
         self._let_go(vm.id.uuid)
 
-    async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
+    async def sweep(self, ended: Callable[[VmName], None]) -> None:
         """xl destroys a VM of ours when it has ended; where its process is gone too, we do.
 
         So do we with one that waits to be woken, if who has made it is gone, and with one that was destroyed by half. What was preloaded
@@ -297,8 +297,7 @@ class XenToolstack:
                     continue
                 await self._xen.kill(VmId(found.domain, record.uuid))
             self._xen.forget(record)
-            if vm := record.vm:
-                ended(vm)
+            ended(record.name)
 
     async def _store_knows(self, vm: VmId) -> bool:
         async with operation(self._home, f"domain {vm.domain}: cannot be asked who it is", _QUERY_DEADLINE_S) as store:
