@@ -532,6 +532,17 @@ class TestKill:
             await scene.xen.kill(work.vm.id)
             assert scene.fake.cleared == ["loop0"]
 
+    async def test_it_does_not_wait_for_the_pendrive_of_another_that_hangs_and_frees_what_is_forgotten(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            await scene.xen.attach(work.vm.id, INCOMING, scene.image())
+            scene.fake.bind("loop7", str(scene.image("mounted")))
+            scene.fake.bind("loop8", str(scene.home.data / "vms/disp1/volatile.img"))
+            scene.fake.frees = False
+            async with asyncio.timeout(20):
+                await scene.xen.kill(work.vm.id)
+            assert scene.fake.domains == {} and scene.fake.bound() == ["loop7", "loop8"] and scene.fake.cleared == ["loop8"]
+
     async def test_it_returns_when_the_vm_and_its_disks_are_gone(self, begin: Begin) -> None:
         async with begin() as scene:
             work = await scene.fake.start("work")

@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -157,7 +157,7 @@ class Xen:
             uuid = await nodes.uuid(store, vm.domain)
             disk = await nodes.disk(store, vm.domain, slot.value)
             if disk is None or self._is_nothing(disk) or uuid not in {None, vm.uuid}:
-                await self._forgotten_released(store)
+                await self._released(await self._forgotten(store))
                 return
             if not self._is_ours(disk):
                 return
@@ -168,10 +168,10 @@ class Xen:
             assert disk.image is not None
             await self._loops.released(disk.image)
 
-    async def _forgotten_released(self, store: Store) -> None:
-        """Return when no loop device has a pendrive that no VM has: one left by a detaching that was broken off, or by a VM's end.
+    async def _forgotten(self, store: Store) -> Set[Path]:
+        """The pendrives that a loop device has and no VM: left by a detaching that was broken off, or by a VM's end.
 
-        Of what else lies below the home's data only the disks of DisposableVMs are ours to free: they are not waited for.
+        Of what else lies below the home's data only the disks of DisposableVMs are ours to free: that is done here, and not waited for.
         """
         # The devices first: a backend is there before its device is bound, so none that is being attached looks forgotten.
         spool, vms = _real(self._home.spool), _real(self._home.data) / "vms"
@@ -179,12 +179,15 @@ class Xen:
         pendrives = {image for image in bound.values() if image.parent == spool}
         volatile = {device: image for device, image in bound.items() if image.name == _VOLATILE and image.parent.parent == vms}
         if not pendrives and not volatile:
-            return
+            return set()
         held = {self._real(image) for _, image in await nodes.images(store)}
         for device, image in volatile.items():
             if image not in held:
                 self._loops.clear(device, image)
-        await asyncio.gather(*(self._loops.released(image) for image in pendrives - held))
+        return pendrives - held
+
+    async def _released(self, images: Iterable[Path]) -> None:
+        await asyncio.gather(*(self._loops.released(image) for image in images))
 
     def _real(self, image: Path) -> Path:
         """What the kernel calls an image of ours. One of somebody else's stays as it is, as to look at it could take for ever."""
@@ -225,15 +228,17 @@ class Xen:
 
     async def kill(self, vm: VmId) -> None:
         async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
+            uuid = await nodes.uuid(store, vm.domain)
+            had = {self._real(image) for domain, image in await nodes.images(store) if domain == vm.domain and uuid in {None, vm.uuid}}
             # Where an "xl destroy" was broken off, Xen may still have a VM of which the store knows nothing any more.
-            if await nodes.uuid(store, vm.domain) == vm.uuid or await _listed(vm):
+            if uuid == vm.uuid or await _listed(vm):
                 try:
                     await _destroy(vm.domain)
                 except HypervisorError:
                     if (found := await _listed(vm)) and not found.dying:
                         raise  # else xl has been at it already, when it ended by itself
             await self.ended(store, vm)
-            await self._forgotten_released(store)
+            await self._released(await self._forgotten(store) & had)
             self.kills += 1
 
     async def ended(self, store: Store, vm: VmId) -> None:
