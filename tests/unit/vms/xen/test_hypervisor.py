@@ -385,6 +385,23 @@ class TestOrders:
             await scene.xen.attach(again.vm.id, OUTGOING, scene.image("other"))
             assert await scene.xen.attached(again.vm.id) == {OUTGOING: scene.home.spool / "other"}
 
+    async def test_nothing_is_forced_away_from_a_vm_that_does_not_let_go_of_it(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            again = await self.restarted(scene, work, image)
+            again.lets_go = False
+            await scene.xen.attach(again.vm.id, OUTGOING, scene.image("other"))
+            assert await scene.xen.attached(again.vm.id) == {OUTGOING: scene.home.spool / "other"}
+
+    async def test_a_pendrive_whose_image_was_deleted_makes_way_too(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            image.unlink()
+            await scene.xen.attach(work.vm.id, OUTGOING, scene.image("other"))
+            assert await scene.xen.attached(work.vm.id) == {OUTGOING: scene.home.spool / "other"} and len(scene.fake.bound()) == 1
+
     async def test_an_order_is_there_while_xl_attaches_and_not_longer(self, begin: Begin) -> None:
         async with begin() as scene:
             work, image = await scene.fake.start("work"), scene.image()

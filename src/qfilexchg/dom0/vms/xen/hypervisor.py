@@ -93,8 +93,8 @@ class Xen:
             async with self._operation(f"domain {vm.domain}: cannot attach {slot.value}", ATTACH_DEADLINE_S) as store:
                 await self._require(store, vm)
                 disk = await nodes.disk(store, vm.domain, slot.value)
-                if disk is not None and self._is_nothing(disk):
-                    await self._remove(store, vm.domain, slot, force=not disk.online)
+                if disk is not None and self._makes_way(disk):
+                    await self._remove(store, vm.domain, slot, force=True)
                     disk = None
                 if disk is None:
                     await self._require_free(store, image)
@@ -225,6 +225,11 @@ class Xen:
 
     def _is_nothing(self, disk: Disk) -> bool:
         return disk.image == orders.nothing(self._home)
+
+    def _makes_way(self, disk: Disk) -> bool:
+        """Nothing, whatever the VM does with it, and a pendrive whose image was deleted, which nobody can ask back."""
+        image = disk.image
+        return self._is_nothing(disk) or (image is not None and image.parent == self._home.spool and not image.exists())
 
     async def kill(self, vm: VmId) -> None:
         async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
