@@ -16,7 +16,7 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
 from qfilexchg.dom0.vms.disposables import Disposables
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
-from qfilexchg.dom0.vms.machines import Machines
+from qfilexchg.dom0.vms.machines import AlreadyRunning, Machines
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
@@ -136,6 +136,20 @@ async def test_a_name_that_somebody_elses_vm_has_is_an_error_that_says_so(begin:
         with pytest.raises(NameInUse, match="'xl rename 1 NAME'"):
             await scene.start(scene.app("work"))
         assert await scene.toolstack.running() == {} and scene.left() == []
+
+
+@pytest.mark.parametrize("name", ["old", "two words"])
+async def test_one_that_somebody_has_renamed_runs_under_our_name_for_it_and_is_not_started_again(begin: Begin, name: str) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        scene.fake.domains[1].name = name
+        await scene.store.write(keys.absolute(running.id.domain, keys.NAME), name.encode())
+        assert await scene.toolstack.running() == {running.name: running}
+        machines = Machines(scene.home, scene.toolstack)
+        with pytest.raises(AlreadyRunning):
+            await machines.remove(running.name)
+        await machines.kill(running.name)
+        assert scene.fake.domains == {}
 
 
 @pytest.mark.parametrize("command", ["create", "unpause"])

@@ -61,26 +61,16 @@ class Xen:
         """How many VMs have been ended by :meth:`kill`."""
 
     async def running(self) -> Mapping[DomainId, RunningVm]:
-        return {vm.id.domain: vm for listed, vm in (await self.listed()).items() if listed.runs or listed.suspended}
-
-    async def listed(self) -> Mapping[Listed, RunningVm]:
-        """Every VM that is not about to go, dom0 excepted: also one that has shut down and is still to be destroyed.
-
-        Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not.
-        """
+        """Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not."""
         async with self._operation("Xen cannot be asked which VMs run", QUERY_DEADLINE_S) as store:
             ordered = orders.left(self._home)
             everything = await xl.list_domains()
-            orders.remove_stale(self._home, ordered, {found.domain for found in everything})
-            listed = [found for found in everything if found.domain and not found.dying]
-            said = await asyncio.gather(*(nodes.identity(store, found.domain) for found in listed))
-            vms = {
-                found: RunningVm(VmId(found.domain, found.uuid), name)
-                for found, (uuid, name) in zip(listed, said, strict=True)
-                if found.uuid == uuid and name is not None
-            }
-            await records.complete(self._home, store, {vm.id.uuid: vm.id.domain for vm in vms.values()})
-            return vms
+            orders.remove_stale(self._home, ordered, {listed.id.domain for listed in everything})
+            run = [listed.id for listed in everything if listed.id.domain and listed.runs]
+            said = await asyncio.gather(*(nodes.identity(store, vm.domain) for vm in run))
+            vms = [RunningVm(vm, name) for vm, (uuid, name) in zip(run, said, strict=True) if vm.uuid == uuid and name is not None]
+            await records.complete(self._home, store, {vm.id.uuid: vm.id.domain for vm in vms})
+            return {vm.id.domain: vm for vm in vms}
 
     async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
         turn = self._turns.setdefault(image, asyncio.Lock())
@@ -261,9 +251,9 @@ class Xen:
         """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours, if Xen has no such domain any more."""
         ended = [record for record in records.all_records(self._home) if record.domain == domain]
         if ended:
-            there = {(found.domain, found.uuid) for found in await xl.list_domains()}
+            there = {listed.id for listed in await xl.list_domains()}
             for record in ended:
-                if (domain, record.uuid) not in there:
+                if VmId(domain, record.uuid) not in there:
                     self.forget(record)
 
     def forget(self, record: Record) -> None:
@@ -302,7 +292,7 @@ async def operation(home: Home, what: str, deadline_s: float) -> AsyncIterator[S
 
 async def _listed(vm: VmId) -> Listed | None:
     """What Xen itself knows of a VM, also of one that is about to go."""
-    return next((found for found in await xl.list_domains() if (found.domain, found.uuid) == (vm.domain, vm.uuid)), None)
+    return next((listed for listed in await xl.list_domains() if listed.id == vm), None)
 
 
 async def _destroy(domain: DomainId) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from uuid import UUID
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
 from qfilexchg.xenstore.client import Store
@@ -36,10 +35,6 @@ class Record:
     domain: DomainId | None = None
     woken: bool = False
     """Whether its maker has let it run: if it is paused later, a person has done that."""
-
-    @property
-    def vm(self) -> RunningVm | None:
-        return None if self.domain is None else RunningVm(VmId(self.domain, self.uuid), self.name)
 
 
 class Making:

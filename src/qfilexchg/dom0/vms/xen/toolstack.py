@@ -115,14 +115,11 @@ class XenToolstack:
         return Memory(self._available_mib, self._making_mib, OVERHEAD_MIB)
 
     async def running(self) -> Mapping[VmName, RunningVm]:
-        """Also those that were destroyed by half, which the store knows no more."""
-        recorded = records.all_records(self._home)
-        ours = {vm.uuid for vm in self._collection.list()} | {record.uuid for record in recorded}
-        found = {vm.name: vm for vm in (await self._xen.listed()).values() if vm.id.uuid in ours}
-        if unseen := {record.vm for record in recorded if record.vm} - set(found.values()):
-            there = {(listed.domain, listed.uuid) for listed in await xl.list_domains()}
-            found |= {vm.name: vm for vm in unseen if vm.name not in found and (vm.id.domain, vm.id.uuid) in there}
-        return found
+        """Also those that were destroyed by half, which the store knows no more; and each by our name for it, whatever it is called now."""
+        names = {record.uuid: record.name for record in records.all_records(self._home)}
+        names |= {vm.uuid: vm.name for vm in self._collection.list()}
+        there = [listed.id for listed in await xl.list_domains() if listed.id.uuid in names]
+        return {names[vm.uuid]: RunningVm(vm, names[vm.uuid]) for vm in there}
 
     async def start(self, vm: Vm, disk: Path, made_of: Basis, keys: Mapping[str, str], *, save_to: Savefile | None = None) -> RunningVm:
         machine = await self._machine(vm, disk, made_of)
@@ -183,8 +180,8 @@ class XenToolstack:
         """Destroy what xl has half made. The store may not know of it yet, so Xen is asked. What is left is swept later."""
         try:
             for listed in await xl.list_domains():
-                if listed.uuid == machine.uuid:
-                    await self._xen.kill(VmId(listed.domain, machine.uuid))
+                if listed.id.uuid == machine.uuid:
+                    await self._xen.kill(listed.id)
             records.remove(self._home, machine.uuid)
         except HypervisorError as error:
             log.error("%s could not be made, and something of it may be left: %s", machine.name, error)
@@ -274,7 +271,7 @@ class XenToolstack:
             os.close(held)
 
     async def paused(self, vm: VmId) -> bool:
-        return any(found.paused for found in await xl.list_domains() if found.domain == vm.domain and found.uuid == vm.uuid)
+        return any(found.paused for found in await xl.list_domains() if found.id == vm)
 
     async def end(self, vm: RunningVm) -> None:
         await self._xen.kill(vm.id)
@@ -288,14 +285,14 @@ class XenToolstack:
         So do we with one that waits to be woken, if who has made it is gone, and with one that was destroyed by half. What was preloaded
         the next qfilexchgd ends.
         """
-        known = {listed.uuid: listed for listed in await xl.list_domains()}
+        known = {listed.id.uuid: listed for listed in await xl.list_domains()}
         preloaded = {vm.uuid for vm in self._collection.list() if vm.preloaded}
         for record in records.made(self._home):
             if found := known.get(record.uuid):
                 left_over = found.paused and not record.woken and record.uuid not in preloaded
-                if (found.suspended or (found.runs and not left_over)) and await self._store_knows(VmId(found.domain, record.uuid)):
+                if found.runs and not left_over and await self._store_knows(found.id):
                     continue
-                await self._xen.kill(VmId(found.domain, record.uuid))
+                await self._xen.kill(found.id)
             self._xen.forget(record)
             ended(record.name)
 
