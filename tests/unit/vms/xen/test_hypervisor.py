@@ -344,7 +344,6 @@ class TestDetach:
             await scene.xen.detach(work.vm.id, OUTGOING)
             assert scene.fake.cleared == ["loop7"]
 
-
     async def test_a_device_that_is_another_files_by_now_is_left_alone(self, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
         async with begin() as scene:
             work, images = await scene.fake.start("work"), nodes.images

@@ -22,6 +22,7 @@ from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
 from qfilexchg.dom0.vms.xen import nodes, records
 from qfilexchg.dom0.vms.xen import toolstack as module
+from qfilexchg.dom0.vms.xen.computer import OVERHEAD_MIB
 from qfilexchg.dom0.vms.xen.toolstack import NameInUse, XenToolstack
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
@@ -343,7 +344,7 @@ async def test_memory_is_asked_for_once_in_a_while_and_anew_when_a_vm_was_killed
     async with begin() as scene:
         running = await scene.restore(scene.disposable())
         memory = await scene.toolstack.memory()
-        assert memory.available_mib == 2000 - 300 - module.OVERHEAD_MIB and memory.promised_mib == 0
+        assert memory.available_mib == 2000 - 300 - OVERHEAD_MIB and memory.promised_mib == 0
         assert scene.fake.asked.count("info") == 1
         await scene.toolstack.end(running)
         assert (await scene.toolstack.memory()).available_mib == 2000

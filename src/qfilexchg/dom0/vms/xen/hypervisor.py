@@ -14,11 +14,10 @@ counts as none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -27,12 +26,12 @@ from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGo
 from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
 from qfilexchg.dom0.vms.xen.nodes import Disk
+from qfilexchg.dom0.vms.xen.operations import operation, until
 from qfilexchg.dom0.vms.xen.records import Record
 from qfilexchg.dom0.vms.xen.xl import Listed
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId
 from qfilexchg.xenstore.client import Store
-from qfilexchg.xenstore.errors import StoreError, StoreLost
 
 ATTACH_DEADLINE_S = 30.0
 DETACH_DEADLINE_S = 30.0
@@ -44,7 +43,6 @@ _LOGS_KEPT = 10
 """xl renames the log of an earlier VM of the same name so often, and then drops it."""
 
 _VOLATILE = "volatile.img"
-_tokens = itertools.count()
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +85,7 @@ class Xen:
                     await self._remove(store, vm.domain, slot, force=True)
                     disk = None
                 if disk is None:
-                    await self._require_free(store, image)
+                    await self._require_image_free(store, image)
                     begun = True
                     spec = config.disk(slot.value, image, writable=True)
                     with orders.given(self._home, image, vm.domain, slot.value):
@@ -104,7 +102,7 @@ class Xen:
                 raise VmGone(f"domain {vm.domain} has ended") from error
             raise
 
-    async def _require_free(self, store: Store, image: Path) -> None:
+    async def _require_image_free(self, store: Store, image: Path) -> None:
         """Raise HypervisorError if a VM has the image; return when no VM that had it is still about to let go of it."""
         if (holder := await _holder(store, image)) is not None:
             raise HypervisorError(f"the image is attached to domain {holder}", str(image))
@@ -170,7 +168,7 @@ class Xen:
         volatile = {device: image for device, image in bound.items() if image.name == _VOLATILE and image.parent.parent == vms}
         if not pendrives and not volatile:
             return set()
-        held = {self._real(image) for _, image in await nodes.images(store)}
+        held = {self._real_of_ours(image) for _, image in await nodes.images(store)}
         for device, image in volatile.items():
             if image not in held:
                 self._loops.clear(device, image)
@@ -179,7 +177,7 @@ class Xen:
     async def _released(self, images: Iterable[Path]) -> None:
         await asyncio.gather(*(self._loops.released(image) for image in images))
 
-    def _real(self, image: Path) -> Path:
+    def _real_of_ours(self, image: Path) -> Path:
         """What the kernel calls an image of ours. One of somebody else's stays as it is, as to look at it could take for ever."""
         data = self._home.data
         return _real(data) / image.relative_to(data) if image.is_relative_to(data) else image
@@ -201,7 +199,7 @@ class Xen:
 
     async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
         async with self._operation(f"domain {vm.domain}: cannot list the disks", QUERY_DEADLINE_S) as store:
-            if await nodes.uuid(store, vm.domain) != vm.uuid:
+            if not await nodes.is_run(store, vm):
                 return {}
             disks = {slot: await nodes.disk(store, vm.domain, slot.value) for slot in Slot}
         return {slot: disk.image for slot, disk in disks.items() if disk and disk.image and self._is_ours(disk)}
@@ -224,7 +222,8 @@ class Xen:
     async def kill(self, vm: VmId) -> None:
         async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
             uuid = await nodes.uuid(store, vm.domain)
-            had = {self._real(image) for domain, image in await nodes.images(store) if domain == vm.domain and uuid in {None, vm.uuid}}
+            images = await nodes.images(store) if uuid in {None, vm.uuid} else []
+            had = {self._real_of_ours(image) for domain, image in images if domain == vm.domain}
             # Where an "xl destroy" was broken off, Xen may still have a VM of which the store knows nothing any more.
             if uuid == vm.uuid or await _listed(vm):
                 try:
@@ -264,30 +263,18 @@ class Xen:
                 (self._logs / f"xl-{record.name}.log{suffix}").unlink(missing_ok=True)
 
     async def _require(self, store: Store, vm: VmId) -> None:
-        if await nodes.uuid(store, vm.domain) != vm.uuid:
+        if not await nodes.is_run(store, vm):
             raise VmGone(f"domain {vm.domain} does not run any more")
 
     async def _has_ended(self, vm: VmId) -> bool:
         try:
             async with self._operation(f"domain {vm.domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
-                return await nodes.uuid(store, vm.domain) != vm.uuid
+                return not await nodes.is_run(store, vm)
         except HypervisorError:
             return False
 
-    def _operation(self, what: str, deadline_s: float) -> contextlib.AbstractAsyncContextManager[Store]:
+    def _operation(self, what: str, deadline_s: float) -> AbstractAsyncContextManager[Store]:
         return operation(self._home, what, deadline_s)
-
-
-@contextlib.asynccontextmanager
-async def operation(home: Home, what: str, deadline_s: float) -> AsyncIterator[Store]:
-    """A connection to the store for one operation. Whatever goes wrong in it is a HypervisorError."""
-    try:
-        async with asyncio.timeout(deadline_s), await Store.connect(home.store_socket) as store:
-            yield store
-    except TimeoutError as error:
-        raise HypervisorError(what, f"it was not done within {deadline_s:g} s") from error
-    except (StoreLost, StoreError) as error:
-        raise HypervisorError(what, str(error)) from error
 
 
 async def _listed(vm: VmId) -> Listed | None:
@@ -308,13 +295,3 @@ def _real(path: Path) -> Path:
 async def _holder(store: Store, image: Path) -> DomainId | None:
     """A VM that has the image."""
     return next((domain for domain, held in await nodes.images(store) if held == image), None)
-
-
-async def until(store: Store, reached: Callable[[], Awaitable[bool]], *paths: str) -> None:
-    """Return when ``reached()``; it is asked again when something happens to one of the paths."""
-    token = f"until {next(_tokens)}"
-    for path in paths:
-        await store.watch(path, token)
-    while not await reached():
-        if await store.events.get() is None:
-            raise StoreLost("it ended while something was waited for")
