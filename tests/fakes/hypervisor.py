@@ -46,6 +46,11 @@ class FakeHypervisor:
         await self._store.introduce(domain)
         return vm
 
+    async def rename(self, vm: RunningVm, name: str) -> None:
+        """As ``xl rename`` does."""
+        self.vms[vm.id] = RunningVm(vm.id, VmName.parse(name))
+        await self._store.write(keys.absolute(vm.id.domain, keys.NAME), name.encode())
+
     async def end(self, vm: RunningVm) -> None:
         """The VM is gone, as when its process is killed."""
         del self.vms[vm.id]

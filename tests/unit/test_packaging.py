@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +14,8 @@ from qfilexchg.dom0 import configuration
 from qfilexchg.dom0.cli import entry
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.exchange import policy
-from qfilexchg.dom0.home import XEN_DATA, XEN_RUN
+from qfilexchg.dom0.home import XEN_DATA, XEN_RUN, Home
+from qfilexchg.dom0.vms.xen import orders
 
 TOP = Path(__file__).resolve().parents[2]
 DOM0 = TOP / "packaging/dom0"
@@ -60,6 +63,32 @@ def test_a_program_is_the_command_that_it_is_called_as(monkeypatch: pytest.Monke
     assert capsys.readouterr().err.startswith("usage: qfilexchg-agent")
     monkeypatch.setattr("sys.argv", ["/usr/bin/qfilexchg-nothing"])
     assert entry.main() == 2
+
+
+@pytest.mark.parametrize("theirs", [None, "vms/work", "kept/pendrive.img", "spool/pendrive.img"])
+def test_a_purge_leaves_what_is_a_persons_and_nothing_else(tmp_path: Path, theirs: str | None) -> None:
+    script = (TOP / "packaging/debian/qfilexchg-dom0.postrm").read_text()
+    for folder in ("/var/lib/", "/var/cache/", "/run/", "/etc/"):
+        assert folder in script
+        script = script.replace(folder, f"{tmp_path}{folder}")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "getent").write_text("#!/bin/sh\nexit 2\n")
+    (programs / "getent").chmod(0o755)
+    home = Home(tmp_path / "var/lib/qfilexchg", tmp_path / "run/qfilexchg", tmp_path / "var/cache/qfilexchg")
+    home.make()
+    for file in (home.collection, home.journal, orders.nothing(home)):
+        file.touch()
+    if theirs:
+        (home.data / theirs).parent.mkdir(exist_ok=True)
+        (home.data / theirs).touch()
+    path = f"{programs}:{os.environ['PATH']}"
+    said = subprocess.run(["/bin/sh", "-c", script, "postrm", "purge"], env={"PATH": path}, check=True, timeout=20, capture_output=True)
+    if theirs:
+        assert b"holds what is yours" in said.stdout and (home.data / theirs).exists()
+    else:
+        assert said.stdout == b"" and not home.data.exists()
+    assert not orders.nothing(home).exists() and not home.run.exists() and not home.cache.exists()
 
 
 def test_bytecode_is_removed_when_nothing_of_the_package_runs_any_more() -> None:

@@ -79,6 +79,7 @@ def test_an_upgrade_loses_no_pendrive_and_a_removal_waits_until_no_vm_has_one(
     assert dom0.output("ls", f"{HOME}/vms").split() == ["personal", "work"]
 
     dom0.output("touch", f"{HOME}/kept/theirs")
+    dom0.output("touch", f"{HOME}/nothing")  # what a VM that was restored has in a pendrive's place
     status, said = managed(dom0, "dpkg", "--purge", PACKAGE)
     assert status == 0 and f"{HOME} holds what is yours" in said, said
     assert set(dom0.output("ls", HOME).split()) == {"collection.sqlite", "journal.sqlite", "kept", "qfilexchg.toml", "policy.d", "vms"}

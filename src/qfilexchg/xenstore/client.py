@@ -194,10 +194,10 @@ class Store:
             return False
         return True
 
-    async def transaction(self, body: Callable[[int], Awaitable[T]]) -> T:
+    async def transaction(self, body: Callable[[int], Awaitable[T]], attempts: int = ATTEMPTS) -> T:
         """Make what ``body(tx)`` does true at once, and return what it returned.
 
-        ``body`` is called again when others interfered, at most :data:`ATTEMPTS` times; then :exc:`Again` is raised. When it
+        ``body`` is called again when others interfered, at most ``attempts`` times in all; then :exc:`Again` is raised. When it
         raises, or is cancelled, nothing of it has happened.
         """
         attempt = 1
@@ -212,7 +212,7 @@ class Store:
             try:
                 await self._request(Op.TRANSACTION_END, b"T\0", "transaction", tx)
             except Again:
-                if attempt == ATTEMPTS:
+                if attempt == attempts:
                     raise
                 attempt += 1
             else:

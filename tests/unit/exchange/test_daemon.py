@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from qfilexchg.dom0.exchange.watchers import socket_path
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, NoDisposable, RunningVm, Slot, VmId
 from qfilexchg.protocol import keys
-from qfilexchg.protocol.names import VmName
+from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.protocol.qpen import FINAL_STATES, Reply, parse_reply
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.server import Server
@@ -408,6 +408,57 @@ class TestAnotherRun:
             person.answer(question, True)
             await here.no_images()
             assert await work.last("new") == "attached"
+
+
+class TestAnotherName:
+    """A VM that xl gives another name while it runs, as at the end of a migration."""
+
+    async def test_the_rules_and_the_person_know_it_by_the_new_one_at_once(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            here.allow("trusted personal allow")
+            work, untrusted, person = await here.start("work"), await here.start("untrusted"), await here.person()
+            personal = await here.start("personal--incoming")
+            await here.hypervisor.rename(personal.vm, "personal")
+            for vm in (work.vm, untrusted.vm):
+                await here.hypervisor.rename(vm, {"work": "untrusted", "untrusted": "trusted"}[vm.name])
+            await work.last("new")
+            await work.until("send personal", "asking")
+            question = await person.question()
+            assert (question.source, question.target) == ("untrusted", "personal")
+            await untrusted.last("new")
+            assert await untrusted.last("send personal") == "delivered"
+            assert {vm for vm, slot in here.hypervisor.disks if slot is Slot.INCOMING} == {personal.vm.id}
+
+    async def test_what_was_asked_under_the_old_one_is_over(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, person = await here.start("work"), await here.person()
+            await here.start("personal")
+            await work.last("new")
+            await work.until("send personal", "asking")
+            question = await person.question()
+            await here.hypervisor.rename(work.vm, "old")
+            assert await person.hear() == Withdraw(question.id)
+            person.answer(question, True)
+            await here.no_images()
+            assert await work.last("new") == "attached"
+
+    async def test_a_name_that_stays_costs_no_look_at_all_vms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with host(tmp_path) as here:
+            looks = 0
+            running = here.hypervisor.running
+
+            async def count() -> Mapping[DomainId, RunningVm]:
+                nonlocal looks
+                looks += 1
+                return await running()
+
+            monkeypatch.setattr(here.hypervisor, "running", count)
+            work = await here.start("work")
+            await work.last("new")
+            before = looks
+            await here.hypervisor.rename(work.vm, "work")
+            assert await work.until("status", "accepted") == "accepted outgoing=clean incoming=none"
+            assert looks == before
 
 
 class TestRestart:

@@ -53,6 +53,13 @@ class Histories(RuleBasedStateMachine):
         self.world.die(vm)
         self.world.unheard.append(vm)
 
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), name=st.sampled_from((*NAMES, "other")))
+    def a_vm_gets_another_name(self, data: st.DataObject, name: str) -> None:
+        vm = self.vm(data)
+        if vm.id not in self.world.foreign and name not in {vm.name for vm in self.world.running.values()}:
+            self.world.rename(vm, name)
+
     @precondition(lambda self: self.world.unheard)
     @rule()
     def its_end_is_heard(self) -> None:

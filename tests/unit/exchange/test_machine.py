@@ -443,6 +443,55 @@ class TestDeaths:
         assert not three.world.images
 
 
+class TestAnotherName:
+    """A VM that is renamed has ended, and who runs on under the new name is somebody else: with its disks, until they are taken away."""
+
+    def test_it_asks_and_is_found_under_the_new_one(self, three: Three) -> None:
+        three.world.rename(three.personal, "old")
+        renamed = three.world.rename(three.vault, "personal")
+        three.world.ask(three.work, send("personal"))
+        (question,) = three.world.questions.values()
+        assert question.target == renamed
+
+    def test_an_open_question_is_withdrawn_and_what_it_was_about_deleted(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        (question,) = three.world.questions
+        three.world.rename(three.work, "old")
+        three.world.handle(m.Answered(question, True, "allowed"))
+        three.world.settle()
+        assert not three.world.questions and not three.world.images and not three.world.attached
+
+    def test_where_it_does_not_let_go_it_is_asked_again_and_sends_nothing_in_the_old_name(self, three: Three) -> None:
+        renamed = three.world.rename(three.work, "old")
+        three.world.finish(fail=True)
+        assert three.world.pending == [m.Detach(m.PendriveId("p1"), three.work, Slot.OUTGOING, again=True)]
+        three.world.ask(renamed, send("personal"))
+        assert three.world.last(renamed).encode() == b"s failed no-pendrive" and not three.world.questions
+
+    def test_nothing_is_given_back_to_it(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.answer(True)
+        renamed = three.world.rename(three.work, "old")
+        three.world.stop(three.personal)
+        three.world.settle()
+        assert not three.world.attached and any("kept as" in notice for notice in three.world.notices)
+        three.fill(renamed, "again")
+
+    def test_a_request_that_it_repeats_is_answered_anew(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        renamed = three.world.rename(three.work, "old")
+        three.world.ask(renamed, send("personal"))
+        assert three.states(renamed)[-2:] == ["s asking", "s failed no-pendrive"]
+
+    def test_got_while_no_daemon_ran_it_ends_what_was_under_way(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.running[three.work.id] = RunningVm(three.work.id, VmName.parse("old"))
+        three.world.restart()
+        assert not three.world.questions and three.world.phase() == "discarding"
+        three.world.settle()
+        assert not three.world.images
+
+
 class TestRestart:
     def test_a_clean_pendrive_is_still_the_senders(self, three: Three) -> None:
         three.world.restart()

@@ -31,11 +31,18 @@ class Errand:
     view_only: bool
 
 
+def _started() -> Exchange:
+    """The machine of a daemon that has found nothing to take up."""
+    machine = Exchange(LIMITS)
+    machine.handle(m.Recovered((), ()))
+    return machine
+
+
 @dataclass
 class World:
     """One host. ``pending`` are effects under way; a test decides when each ends, and how."""
 
-    machine: Exchange = field(default_factory=lambda: Exchange(LIMITS))
+    machine: Exchange = field(default_factory=_started)
     running: dict[VmId, RunningVm] = field(default_factory=dict)
     images: set[m.PendriveId] = field(default_factory=set)
     made: set[m.PendriveId] = field(default_factory=set)
@@ -93,6 +100,15 @@ class World:
             del self.attached[key]
         for document in [key for key in self.shown if key[0] == vm.id]:
             del self.shown[document]
+
+    def rename(self, vm: RunningVm, name: str) -> RunningVm:
+        """It runs on under another name, which is to be as if it had ended, and another had started with what it has."""
+        renamed = self.running[vm.id] = RunningVm(vm.id, VmName.parse(name))
+        self.handle(m.VmStopped(vm.id))
+        last = self.replies.get(vm.id)
+        shown = tuple(sorted(seq for asker, seq in self.shown if asker == vm.id))
+        self.handle(m.VmStarted(renamed, last[-1] if last else None, vm.id in self.errands.keys() | self.foreign, shown))
+        return renamed
 
     def stop(self, vm: RunningVm) -> None:
         self.die(vm)

@@ -3,6 +3,9 @@
 A watch event says only that something may have happened, so everything is read again. A request is taken, that is read and
 emptied in one transaction: it is served once, and never again by a daemon that was restarted. One task for each VM takes its
 requests, one after another and not faster than :data:`PAUSE_S` allows, so a VM that writes without end delays only itself.
+
+A VM that gets another name has ended, and another one runs: rules and questions go by names, and what was asked of the one is not
+said of the other.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
 
 PAUSE_S: Final = 0.05
-"""Between two requests of one VM. Stops a VM from filling dom0's time and journal; attach and detach take longer anyway."""
+"""Between two looks at the request key of one VM. Stops a VM from filling dom0's time and journal; attach and detach take longer anyway."""
 BAD_PAUSE_S: Final = 1.0
 """After a request that is none, of which each is a line in the log."""
 RETRY_S: Final = 1.0
@@ -32,6 +35,7 @@ RETRY_S: Final = 1.0
 
 _DOMAINS: Final = "domains"
 _REQUESTS: Final = "requests"
+_NAMES: Final = "names"
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Domains:
             while (event := await self._store.events.get()) is not None:
                 if event.token == _REQUESTS:
                     self._wake(event.path)
+                    continue
+                if event.token == _NAMES and not await self._is_renamed(event.path):
                     continue
                 try:
                     await self._synchronise()
@@ -128,7 +134,7 @@ class Domains:
 
     async def _synchronise(self) -> None:
         running = {vm.id: vm for vm in (await self._hypervisor.running()).values()}
-        ended = self._lines.keys() - running.keys()
+        ended = {vm_id for vm_id, line in self._lines.items() if running.get(vm_id) != line.vm}
         # On Xen a VM can end and start between two looks, with the UUID and even the domain id that it had. But not with our keys.
         again = {vm_id for vm_id in self._lines.keys() - ended if not await self._store.exists(keys.absolute(vm_id.domain, keys.REPLY))}
         for vm_id in ended | again:
@@ -144,11 +150,12 @@ class Domains:
         line = self._lines.pop(vm_id)
         if line.server:
             line.server.cancel()
-        try:
-            await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), _REQUESTS)
-        except NoEntry:
-            log.debug("the watch of domain %d is gone already", vm_id.domain)
-        log.info("%s (domain %d) has ended", line.vm.name, vm_id.domain)
+        for key, token in ((keys.REQUEST, _REQUESTS), (keys.NAME, _NAMES)):
+            try:
+                await self._store.unwatch(keys.absolute(vm_id.domain, key), token)
+            except NoEntry:
+                log.debug("a watch of domain %d is gone already", vm_id.domain)
+        log.info("%s (domain %d) has ended, or has another name", line.vm.name, vm_id.domain)
         self._deliver(VmStopped(vm_id))
 
     async def _release(self, domain: DomainId) -> None:
@@ -185,6 +192,7 @@ class Domains:
         async with self._arrived:
             self._arrived.notify_all()
         await self._store.watch(keys.absolute(domain, keys.REQUEST), _REQUESTS)
+        await self._store.watch(keys.absolute(domain, keys.NAME), _NAMES)
 
     async def _read(self, domain: DomainId, key: str) -> bytes:
         path = keys.absolute(domain, key)
@@ -194,26 +202,36 @@ class Domains:
         path = keys.absolute(domain, key)
         return await self._store.directory(path) if await self._store.exists(path) else []
 
-    def _wake(self, path: str) -> None:
+    def _of(self, path: str) -> list[_Line]:
+        """The lines of the VM whose key this is."""
         try:
             domain = DomainId.parse(path.removeprefix(f"{keys.DOMAINS}/").partition("/")[0])
         except BadDomainId:
-            return
-        for line in self._lines.values():
-            if line.vm.id.domain == domain:
-                line.written.set()
+            return []
+        return [line for line in self._lines.values() if line.vm.id.domain == domain]
+
+    def _wake(self, path: str) -> None:
+        for line in self._of(path):
+            line.written.set()
+
+    async def _is_renamed(self, path: str) -> bool:
+        """Spares a look at all VMs where the name is the same: so is it when the watch is set. Of an end another event tells."""
+        try:
+            name = await self._store.read(path)
+        except NoEntry:
+            return False
+        return any(line.vm.name.encode("ascii") != name for line in self._of(path))
 
     async def _serve(self, line: _Line) -> None:
         while True:
             await line.written.wait()
             line.written.clear()
-            request = await self._take(line.vm.id.domain)
-            if request:
-                understood = await self._hear(line.vm, request)
-                await asyncio.sleep(PAUSE_S if understood else BAD_PAUSE_S)
+            request = await self._take(line)
+            understood = not request or await self._hear(line.vm, request)
+            await asyncio.sleep(PAUSE_S if understood else BAD_PAUSE_S)
 
-    async def _take(self, domain: DomainId) -> bytes:
-        path = keys.absolute(domain, keys.REQUEST)
+    async def _take(self, line: _Line) -> bytes:
+        path = keys.absolute(line.vm.id.domain, keys.REQUEST)
 
         async def body(tx: int) -> bytes:
             request = await self._store.read(path, tx)
@@ -222,9 +240,12 @@ class Domains:
             return request
 
         try:
-            return await self._store.transaction(body)
-        except (NoEntry, Again):
-            return b""  # the VM ended, or it writes all the time: its next write wakes us again
+            return await self._store.transaction(body, attempts=1)
+        except Again:
+            line.written.set()  # by the VM, most likely: one that writes without end gets one attempt after each pause
+            return b""
+        except NoEntry:
+            return b""  # the VM ended
 
     async def _hear(self, vm: RunningVm, line: bytes) -> bool:
         """Deliver a request; whether it was one."""

@@ -39,6 +39,8 @@ class Exchange(Moves):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self._limits = limits
+        self._recovered = False
+        """Whether what an earlier daemon left has been taken up."""
 
     @property
     def domains(self) -> Mapping[VmName, DomainId]:
@@ -112,8 +114,9 @@ class Exchange(Moves):
                 for document in documents:
                     self._document_recovered(document, [entry for entry, _ in found])
                 for entry, place in found:
-                    self._recovered(entry, place)
+                    self._resume(entry, place)
                 self._take_up_requests()
+                self._recovered = True
             case _:
                 assert_never(event)
         for receiver in self._vms.values():
@@ -129,7 +132,8 @@ class Exchange(Moves):
             return
         self._vms[vm.id] = Vm(vm, disposable=event.disposable)
         self._documents.vm_started(vm.id, event.shown)
-        if last_reply and last_reply.request_id != NO_ID:
+        # A request that is under way only a daemon that has just started goes on with: one of a VM that was renamed is over.
+        if last_reply and last_reply.request_id != NO_ID and (last_reply.state in FINAL_STATES or not self._recovered):
             self._vms[vm.id].replies[last_reply.request_id] = last_reply
 
     def _vm_stopped(self, vm_id: VmId) -> None:
@@ -308,7 +312,7 @@ class Exchange(Moves):
         self._signal(pendrive, Signal.CREATED)
 
     def _detached(self, pendrive: Pendrive) -> None:
-        homeless = pendrive.course is Course.BACK or pendrive.sender.id not in self._vms
+        homeless = pendrive.course is Course.BACK or self._slots(pendrive.sender) is None
         stray = homeless and (pendrive.phase, Signal.STRAY) in EDGES
         self._signal(pendrive, Signal.STRAY if stray else Signal.DETACHED, "there is no VM to give it back to" if stray else "")
 
@@ -339,7 +343,7 @@ class Exchange(Moves):
             signal = Signal.ATTACH_FAILED
         else:
             holder = pendrive.receiver if pendrive.phase in {Phase.PULLING, Phase.DETACHING} else pendrive.sender
-            signal = Signal.DETACH_FAILED if holder and holder.id in self._vms else Signal.DETACH_AGAIN
+            signal = Signal.DETACH_FAILED if self._slots(holder) else Signal.DETACH_AGAIN
         self._signal(pendrive, signal, why, word)
 
     def _answered(self, answer: m.Answered) -> None:
@@ -363,17 +367,16 @@ class Exchange(Moves):
         vm = document.vm.id
         self._documents.recover(
             document,
-            runs=vm in self._vms,
-            asker_runs=document.asker.id in self._vms,
+            runs=self._slots(document.vm) is not None,
+            asker_runs=self._slots(document.asker) is not None,
             bound=any(entry.course is Course.OUT and entry.receiver and entry.receiver.id == vm for entry in entries),
             returning=any(entry.course is Course.BACK and entry.sender.id == vm for entry in entries),
         )
 
-    def _recovered(self, entry: m.Entry, place: Place) -> None:
+    def _resume(self, entry: m.Entry, place: Place) -> None:
         pendrive = self._pendrives[entry.pendrive] = Pendrive.recovered(entry)
-        sender_runs = entry.sender.id in self._vms
-        receiver_runs = entry.receiver is not None and entry.receiver.id in self._vms
-        phase = resume(entry.phase, place, sender_runs=sender_runs, receiver_runs=receiver_runs, course=entry.course)
+        runs = {"sender_runs": self._slots(entry.sender) is not None, "receiver_runs": self._slots(entry.receiver) is not None}
+        phase = resume(entry.phase, place, **runs, course=entry.course)
         if told := news(entry.phase, phase):
             self._answer(pendrive, *told)
         self._leave(pendrive, phase)

@@ -168,7 +168,9 @@ class Moves:
         receiver.waiting.append(pendrive)
 
     def _slots(self, vm: RunningVm | None) -> Vm | None:
-        return self._vms.get(vm.id) if vm else None
+        """None for one that has ended, and so has one that has another name by now: who has its slots since does not speak for it."""
+        found = self._vms.get(vm.id) if vm else None
+        return found if found and found.vm == vm else None
 
     def _show_return(self, pendrive: Pendrive) -> None:
         assert pendrive.receiver is not None

@@ -181,7 +181,7 @@ class Machines:
 
     async def sweep(self) -> None:
         """Clean up after domains that have ended. To be called with the toolstack's lock held, so that none is only starting."""
-        await self.toolstack.sweep(lambda vm: self._forget_disposable(vm.name))
+        await self.toolstack.sweep(self._forget_disposable)
 
     async def down(self, say: Callable[[str], None]) -> None:
         """End everything of this home: its VMs, then the daemons."""

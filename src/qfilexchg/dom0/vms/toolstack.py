@@ -125,8 +125,11 @@ class Toolstack(Protocol):
         """Destroy a VM and leave nothing of it but its record and its folder. One that has ended is a success."""
         ...
 
-    async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
-        """Clean up after VMs that have ended by themselves, and tell of each. To be called with the toolstack's lock held."""
+    async def sweep(self, ended: Callable[[VmName], None]) -> None:
+        """Clean up after VMs that have ended by themselves, or whose making was broken off, and tell of each by its name.
+
+        To be called with the toolstack's lock held.
+        """
         ...
 
     def clear(self) -> None:

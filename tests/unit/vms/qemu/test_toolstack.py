@@ -11,11 +11,10 @@ from pathlib import Path
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import Collection
-from qfilexchg.dom0.vms.hypervisor import RunningVm
 from qfilexchg.dom0.vms.processes import Process, wait_until
 from qfilexchg.dom0.vms.qemu.toolstack import QemuToolstack
 from qfilexchg.protocol import keys
-from qfilexchg.protocol.names import DomainId
+from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.server import Server
 from tests.fakes.qemu import FakeQemu, Started
@@ -105,9 +104,9 @@ async def test_a_sweep_cleans_up_after_what_has_ended_and_tells_of_it(tmp_path: 
         half_made = here.home.domain(DomainId(99))
         half_made.mkdir()
         kill(ended.process)
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         await here.toolstack.sweep(told.append)
-        assert told == [ended.vm] and not half_made.exists()
+        assert told == [ended.vm.name] and not half_made.exists()
         assert [int(folder.name) for folder in here.home.domains.iterdir()] == [int(other.vm.id.domain)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +17,7 @@ from qfilexchg.dom0.vms.hypervisor import HypervisorError, Slot, VmGone, VmId
 from qfilexchg.dom0.vms.xen import config, hypervisor, loops, nodes, orders
 from qfilexchg.dom0.vms.xen.hypervisor import Xen
 from qfilexchg.protocol import keys
+from qfilexchg.protocol.names import DomainId
 from qfilexchg.xenstore.client import Store
 from tests.unit.vms.xen.xen import Domain, FakeXen, xen
 
@@ -343,6 +344,20 @@ class TestDetach:
             await scene.xen.detach(work.vm.id, OUTGOING)
             assert scene.fake.cleared == ["loop7"]
 
+    async def test_a_device_that_is_another_files_by_now_is_left_alone(self, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with begin() as scene:
+            work, images = await scene.fake.start("work"), nodes.images
+            scene.fake.bind("loop7", str(scene.home.data / "vms/disp1/volatile.img"))
+
+            async def meanwhile(store: Store) -> list[tuple[DomainId, Path]]:
+                scene.fake.free("loop7")
+                scene.fake.bind("loop7", str(scene.home.data / "vms/work/private.img"))
+                return await images(store)
+
+            monkeypatch.setattr(nodes, "images", meanwhile)
+            await scene.xen.detach(work.vm.id, OUTGOING)
+            assert scene.fake.cleared == [] and scene.fake.bound() == ["loop7"]
+
 
 class TestOrders:
     """xl starts a VM of somebody's again with all the disks that it had."""
@@ -368,6 +383,23 @@ class TestOrders:
             again = await self.restarted(scene, work, image)
             await scene.xen.attach(again.vm.id, OUTGOING, scene.image("other"))
             assert await scene.xen.attached(again.vm.id) == {OUTGOING: scene.home.spool / "other"}
+
+    async def test_nothing_is_forced_away_from_a_vm_that_does_not_let_go_of_it(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            again = await self.restarted(scene, work, image)
+            again.lets_go = False
+            await scene.xen.attach(again.vm.id, OUTGOING, scene.image("other"))
+            assert await scene.xen.attached(again.vm.id) == {OUTGOING: scene.home.spool / "other"}
+
+    async def test_a_pendrive_whose_image_was_deleted_makes_way_too(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work, image = await scene.fake.start("work"), scene.image()
+            await scene.xen.attach(work.vm.id, OUTGOING, image)
+            image.unlink()
+            await scene.xen.attach(work.vm.id, OUTGOING, scene.image("other"))
+            assert await scene.xen.attached(work.vm.id) == {OUTGOING: scene.home.spool / "other"} and len(scene.fake.bound()) == 1
 
     async def test_an_order_is_there_while_xl_attaches_and_not_longer(self, begin: Begin) -> None:
         async with begin() as scene:
@@ -419,8 +451,10 @@ class TestBlockScript:
         device = tmp_path / "sys/loop5"
         device.mkdir(parents=True)
         (device / "dev").write_text("7:5\n")
+        (device / "diskseq").write_text("40\n")
+        (tmp_path / "keys").mkdir()
         for name, body in (
-            ("xenstore-read", 'printf "%s\\n" $KEYS'),
+            ("xenstore-read", f'for key; do cat "{tmp_path}/keys/${{key##*/}}" || exit 1; done'),
             ("xenstore-write", f'echo "$*" >> {noted}'),
             ("losetup", f'echo "losetup $*" >> {noted}; echo /dev/loop5'),
         ):
@@ -433,9 +467,10 @@ class TestBlockScript:
         script = tmp_path / "block"
         script.write_text(text)
 
-        def run(verb: str, *keys: object) -> str:
-            path = f"{programs}:{os.environ['PATH']}"
-            environment = {"PATH": path, "KEYS": " ".join(map(str, keys)), "XENBUS_PATH": "backend/vbd/3/51808"}
+        def run(verb: str, keys: Mapping[str, object]) -> str:
+            for key, value in keys.items():
+                (tmp_path / "keys" / key).write_text(f"{value}\n")
+            environment = {"PATH": f"{programs}:{os.environ['PATH']}", "XENBUS_PATH": "backend/vbd/3/51808"}
             subprocess.run(["/bin/sh", str(script), verb], env=environment, check=True, timeout=20)
             said = noted.read_text() if noted.exists() else ""
             noted.unlink(missing_ok=True)
@@ -445,7 +480,7 @@ class TestBlockScript:
 
     @pytest.fixture
     def bind(self, script: Callable[..., str]) -> Callable[[Path], str]:
-        return lambda file: script("add", file, "w")
+        return lambda file: script("add", {"params": file, "mode": "w"})
 
     def test_a_pendrive_goes_to_the_disk_that_its_order_names_and_to_no_other(self, tmp_path: Path, bind: Callable[[Path], str]) -> None:
         pendrive, nothing = tmp_path / "data/spool/pen.img", tmp_path / "data/nothing"
@@ -462,8 +497,27 @@ class TestBlockScript:
                 order.write_text(other)
             said = bind(pendrive)
             assert f"losetup --read-only --find --show -- {nothing}\n" in said and f"/params {nothing} " in said and "/mode r " in said
-            assert "physical-device 7:5" in said and "hotplug-status connected" in said
+            assert "physical-device 7:5" in said and "/loop-diskseq 40 " in said and "hotplug-status connected" in said
         assert nothing.stat().st_size == 1 << 20 and nothing.stat().st_blocks == 0 and nothing.stat().st_mode & 0o777 == 0o600
+
+    def frees(self, tmp_path: Path, script: Callable[..., str], bound: str | None, more: Mapping[str, object]) -> bool:
+        """Whether "remove" frees the device, which has the file ``bound`` below the home's data."""
+        (tmp_path / "sys/loop5/loop").mkdir()
+        if bound:
+            (tmp_path / "sys/loop5/loop/backing_file").write_text(f"{tmp_path}/data/{bound}\n")
+        said = script("remove", {"node": "/dev/loop5", "params": tmp_path / "data/spool/pen.img", **more})
+        assert said in {"", "losetup --detach /dev/loop5\n"}
+        return bool(said)
+
+    @pytest.mark.parametrize("bound", ["spool/pen.img", "spool/pen.img (deleted)", "vms/work/private.img"])
+    @pytest.mark.parametrize(("binding", "freed"), [(40, True), (38, False)])
+    def test_a_device_that_was_bound_anew_since_is_not_freed(
+        self, tmp_path: Path, script: Callable[..., str], bound: str, binding: int, freed: bool
+    ) -> None:
+        assert self.frees(tmp_path, script, bound, {"loop-diskseq": binding}) is freed
+
+    def test_a_device_that_has_no_file_any_more_is_not_freed_again(self, tmp_path: Path, script: Callable[..., str]) -> None:
+        assert not self.frees(tmp_path, script, None, {"loop-diskseq": 40})
 
     @pytest.mark.parametrize(
         ("bound", "freed"),
@@ -475,13 +529,10 @@ class TestBlockScript:
             (None, False),
         ],
     )
-    def test_a_device_that_is_another_pendrives_by_now_is_not_freed(
+    def test_one_that_an_earlier_version_has_bound_is_not_freed_where_it_is_another_pendrives(
         self, tmp_path: Path, script: Callable[..., str], bound: str | None, freed: bool
     ) -> None:
-        (tmp_path / "sys/loop5/loop").mkdir()
-        if bound:
-            (tmp_path / "sys/loop5/loop/backing_file").write_text(f"{tmp_path}/data/{bound}\n")
-        assert script("remove", "/dev/loop5", tmp_path / "data/spool/pen.img") == ("losetup --detach /dev/loop5\n" if freed else "")
+        assert self.frees(tmp_path, script, bound, {}) is freed
 
     def test_other_files_need_no_order(self, tmp_path: Path, bind: Callable[[Path], str]) -> None:
         assert f"losetup --find --show -- {tmp_path}/data/vms/work/private.img\n" in bind(tmp_path / "data/vms/work/private.img")
@@ -496,6 +547,17 @@ class TestKill:
             scene.fake.loops_lag = True
             await scene.xen.kill(work.vm.id)
             assert scene.fake.cleared == ["loop0"]
+
+    async def test_it_does_not_wait_for_the_pendrive_of_another_that_hangs_and_frees_what_is_forgotten(self, begin: Begin) -> None:
+        async with begin() as scene:
+            work = await scene.fake.start("work")
+            await scene.xen.attach(work.vm.id, INCOMING, scene.image())
+            scene.fake.bind("loop7", str(scene.image("mounted")))
+            scene.fake.bind("loop8", str(scene.home.data / "vms/disp1/volatile.img"))
+            scene.fake.frees = False
+            async with asyncio.timeout(20):
+                await scene.xen.kill(work.vm.id)
+            assert scene.fake.domains == {} and scene.fake.bound() == ["loop7", "loop8"] and scene.fake.cleared == ["loop8"]
 
     async def test_it_returns_when_the_vm_and_its_disks_are_gone(self, begin: Begin) -> None:
         async with begin() as scene:

@@ -16,11 +16,13 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import SAVED_VM, Collection, Kind, Label, Vm
 from qfilexchg.dom0.vms.disposables import Disposables
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
+from qfilexchg.dom0.vms.machines import AlreadyRunning, Machines
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
 from qfilexchg.dom0.vms.xen import nodes, records
 from qfilexchg.dom0.vms.xen import toolstack as module
+from qfilexchg.dom0.vms.xen.computer import OVERHEAD_MIB
 from qfilexchg.dom0.vms.xen.toolstack import NameInUse, XenToolstack
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
@@ -137,6 +139,20 @@ async def test_a_name_that_somebody_elses_vm_has_is_an_error_that_says_so(begin:
         assert await scene.toolstack.running() == {} and scene.left() == []
 
 
+@pytest.mark.parametrize("name", ["old", "two words"])
+async def test_one_that_somebody_has_renamed_runs_under_our_name_for_it_and_is_not_started_again(begin: Begin, name: str) -> None:
+    async with begin() as scene:
+        running = await scene.start(scene.app("work"))
+        scene.fake.domains[1].name = name
+        await scene.store.write(keys.absolute(running.id.domain, keys.NAME), name.encode())
+        assert await scene.toolstack.running() == {running.name: running}
+        machines = Machines(scene.home, scene.toolstack)
+        with pytest.raises(AlreadyRunning):
+            await machines.remove(running.name)
+        await machines.kill(running.name)
+        assert scene.fake.domains == {}
+
+
 @pytest.mark.parametrize("command", ["create", "unpause"])
 async def test_when_xl_fails_nothing_of_the_vm_is_left(begin: Begin, command: str) -> None:
     async with begin() as scene:
@@ -158,6 +174,25 @@ async def test_cancelled_when_xl_is_half_done_nothing_of_the_vm_is_left(begin: B
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
+        assert scene.fake.domains == {} and scene.left() == []
+
+
+async def test_what_could_not_be_cleared_away_is_swept_later(begin: Begin) -> None:
+    async with begin() as scene:
+
+        async def nothing() -> None:
+            return
+
+        scene.fake.half_way["restore"] = nothing
+        scene.fake.fails.add("destroy")
+        restoring = asyncio.create_task(scene.restore(scene.disposable()))
+        await scene.fake.hung.wait()
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        assert len(scene.fake.domains) == 1
+        scene.fake.fails.clear()
+        await scene.anew().sweep(lambda _: None)
         assert scene.fake.domains == {} and scene.left() == []
 
 
@@ -252,11 +287,11 @@ async def test_who_has_ended_is_swept_and_who_runs_or_is_just_made_is_not(begin:
         running, ended, shut_down = [await scene.start(scene.app(name)) for name in ("running", "ended", "stopped")]
         await scene.fake.end(scene.fake.domains[2])
         scene.fake.domains[3].shutdown = "-"
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         with records.making(scene.home, VmName.parse("disp9"), uuid4(), {}):
             await scene.toolstack.sweep(told.append)
             assert len(scene.left()) == 2
-        assert sorted(vm.name for vm in told) == ["ended", "stopped"] and {ended, shut_down} == set(told)
+        assert sorted(told) == [ended.name, shut_down.name]
         assert list(await scene.toolstack.running()) == [running.name]
 
 
@@ -267,9 +302,9 @@ async def test_a_record_stays_as_long_as_xen_has_the_vm(begin: Begin) -> None:
         await scene.fake.half_end(domain)
         await scene.toolstack.hypervisor.release(running.id.domain)
         assert len(scene.left()) == 1
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         await scene.toolstack.sweep(told.append)
-        assert told == [running] and scene.left() == [] and scene.fake.domains == {}
+        assert told == [running.name] and scene.left() == [] and scene.fake.domains == {}
 
 
 async def test_a_disposable_vm_is_forgotten_when_xen_has_it_no_more(begin: Begin) -> None:
@@ -309,7 +344,7 @@ async def test_memory_is_asked_for_once_in_a_while_and_anew_when_a_vm_was_killed
     async with begin() as scene:
         running = await scene.restore(scene.disposable())
         memory = await scene.toolstack.memory()
-        assert memory.available_mib == 2000 - 300 - module.OVERHEAD_MIB and memory.promised_mib == 0
+        assert memory.available_mib == 2000 - 300 - OVERHEAD_MIB and memory.promised_mib == 0
         assert scene.fake.asked.count("info") == 1
         await scene.toolstack.end(running)
         assert (await scene.toolstack.memory()).available_mib == 2000
@@ -329,13 +364,40 @@ async def test_one_that_nobody_is_left_to_wake_is_swept_unless_it_is_preloaded(b
         left, preloaded = scene.disposable(), scene.collection.add_new_disposablevm(Label.RED, 300, preloaded=True)
         for vm in (left, preloaded):
             await scene.restore(vm)
-        told: list[RunningVm] = []
+        told: list[VmName] = []
         await scene.anew().sweep(told.append)
         assert told == [] and len(scene.fake.domains) == 2, "who has made them is still there"
         for vm in (left, preloaded):
             scene.toolstack._let_go(vm.uuid)
         await scene.anew().sweep(told.append)
-        assert [vm.name for vm in told] == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
+        assert told == [left.name] and [domain.name for domain in scene.fake.domains.values()] == [preloaded.name]
+
+
+async def test_of_a_restore_that_was_killed_nothing_is_left_in_the_collection_either(begin: Begin) -> None:
+    async with begin() as scene:
+        vm = scene.disposable()
+        volatile = scene.disk(vm)
+        with records.making(scene.home, vm.name, vm.uuid, {keys.VM_TYPE: vm.kind.value}):
+            await scene.fake.start(vm.name, vm.uuid, paused=True)
+        await Machines(scene.home, scene.anew()).sweep()
+        assert scene.fake.domains == {} and scene.left() == []
+        assert scene.collection.list() == [] and not volatile.exists()
+
+
+async def test_one_that_is_woken_while_others_are_swept_is_not(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with begin() as scene:
+        left, woken = [await scene.restore(scene.disposable()) for _ in range(2)]
+        scene.toolstack._let_go(left.id.uuid)
+        all_records = records.all_records
+        monkeypatch.setattr(records, "all_records", lambda home: sorted(all_records(home), key=lambda record: record.name))
+
+        async def wake() -> None:
+            scene.fake.before.clear()
+            await scene.toolstack.wake(woken)
+
+        scene.fake.before["destroy"] = wake
+        await scene.anew().sweep(lambda _: None)
+        assert [domain.name for domain in scene.fake.domains.values()] == [woken.name]
 
 
 async def test_one_that_a_person_has_paused_is_not_swept(begin: Begin) -> None:

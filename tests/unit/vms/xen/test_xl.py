@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from qfilexchg.dom0.vms.hypervisor import HypervisorError
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, VmId
 from qfilexchg.dom0.vms.xen import xl
 from qfilexchg.dom0.vms.xen.xl import Listed, parse_info, parse_list
 from qfilexchg.protocol.names import DomainId
@@ -26,8 +26,8 @@ def listed(line: str) -> Listed:
 
 def test_every_domain_is_read() -> None:
     dom0, work = parse_list(f"{HEADER}\n{DOM0}\n{WORK}\n")
-    assert (dom0.domain, dom0.name, dom0.runs) == (0, "Domain-0", True)
-    assert work == Listed(DomainId(12), UUID_OF_WORK, "work", paused=True, shut_down=False, suspended=False, dying=False)
+    assert (dom0.id.domain, dom0.name, dom0.runs) == (0, "Domain-0", True)
+    assert work == Listed(VmId(DomainId(12), UUID_OF_WORK), "work", paused=True, shut_down=False, dying=False)
 
 
 @pytest.mark.parametrize(("letters", "runs"), [("r-----", True), ("-b----", True), ("---sc-", False), ("---s--", False), ("---srd", False)])
@@ -36,8 +36,8 @@ def test_what_has_shut_down_or_is_dying_does_not_run(letters: str, runs: bool) -
 
 
 def test_what_is_being_saved_is_told_from_what_has_ended() -> None:
-    assert listed(WORK.replace("--p---", "---ss-")).suspended
-    assert not listed(WORK.replace("--p---", "---sr-")).suspended
+    assert listed(WORK.replace("--p---", "---ss-")).runs
+    assert not listed(WORK.replace("--p---", "---sr-")).runs and not listed(WORK.replace("--p---", "---ssd")).runs
 
 
 def test_a_name_with_blanks_or_numbers_in_it_is_read_as_it_is() -> None:

@@ -176,7 +176,7 @@ class FakeXen:
     def bind(self, loop: str, image: str) -> None:
         """A loop device gets a file."""
         folder = self._sysfs / loop / "loop"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "backing_file").write_text(f"{os.path.realpath(image)}\n")
 
     def bound(self) -> list[str]:

@@ -137,14 +137,14 @@ class QemuToolstack:
         await self._qemu.kill(vm.id)
         await self._qemu.release(vm.id.domain)
 
-    async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
+    async def sweep(self, ended: Callable[[VmName], None]) -> None:
         for domain in hypervisor.domains(self._home):
             found = hypervisor.record(self._home, domain)
             if found is None:
                 await self._qemu.release(domain)
             elif found.process is None:
                 await self._qemu.release(domain)
-                ended(found.vm)
+                ended(found.vm.name)
 
     def clear(self) -> None:
         for domain in hypervisor.domains(self._home):

@@ -25,7 +25,7 @@ from qfilexchg.dom0.vms import run
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, VmId
 from qfilexchg.dom0.vms.run import NoAnswer
 from qfilexchg.dom0.vms.xen import nodes
-from qfilexchg.dom0.vms.xen.hypervisor import operation
+from qfilexchg.dom0.vms.xen.operations import operation
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.console import Line
 from qfilexchg.protocol.names import DomainId
@@ -135,7 +135,7 @@ class Console:
         path = keys.absolute(domain, _TTY)
         try:
             async with operation(self._home, f"domain {domain}: its console is not found", _QUERY_DEADLINE_S) as store:
-                if await nodes.uuid(store, domain) != self._vm.uuid:
+                if not await nodes.is_run(store, self._vm):
                     raise NoAnswer("the VM has ended")
                 named = await nodes.read(store, path)
                 if named is None or not _TERMINAL.fullmatch(named):

@@ -14,11 +14,10 @@ counts as none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -27,12 +26,12 @@ from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGo
 from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
 from qfilexchg.dom0.vms.xen.nodes import Disk
+from qfilexchg.dom0.vms.xen.operations import operation, until
 from qfilexchg.dom0.vms.xen.records import Record
 from qfilexchg.dom0.vms.xen.xl import Listed
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId
 from qfilexchg.xenstore.client import Store
-from qfilexchg.xenstore.errors import StoreError, StoreLost
 
 ATTACH_DEADLINE_S = 30.0
 DETACH_DEADLINE_S = 30.0
@@ -44,7 +43,6 @@ _LOGS_KEPT = 10
 """xl renames the log of an earlier VM of the same name so often, and then drops it."""
 
 _VOLATILE = "volatile.img"
-_tokens = itertools.count()
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +59,16 @@ class Xen:
         """How many VMs have been ended by :meth:`kill`."""
 
     async def running(self) -> Mapping[DomainId, RunningVm]:
-        return {vm.id.domain: vm for listed, vm in (await self.listed()).items() if listed.runs or listed.suspended}
-
-    async def listed(self) -> Mapping[Listed, RunningVm]:
-        """Every VM that is not about to go, dom0 excepted: also one that has shut down and is still to be destroyed.
-
-        Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not.
-        """
+        """Xen says what there is, the store what it is called: neither alone can make a VM that runs look as if it did not."""
         async with self._operation("Xen cannot be asked which VMs run", QUERY_DEADLINE_S) as store:
             ordered = orders.left(self._home)
             everything = await xl.list_domains()
-            orders.remove_stale(self._home, ordered, {found.domain for found in everything})
-            listed = [found for found in everything if found.domain and not found.dying]
-            said = await asyncio.gather(*(nodes.identity(store, found.domain) for found in listed))
-            vms = {
-                found: RunningVm(VmId(found.domain, found.uuid), name)
-                for found, (uuid, name) in zip(listed, said, strict=True)
-                if found.uuid == uuid and name is not None
-            }
-            await records.complete(self._home, store, {vm.id.uuid: vm.id.domain for vm in vms.values()})
-            return vms
+            orders.remove_stale(self._home, ordered, {listed.id.domain for listed in everything})
+            run = [listed.id for listed in everything if listed.id.domain and listed.runs]
+            said = await asyncio.gather(*(nodes.identity(store, vm.domain) for vm in run))
+            vms = [RunningVm(vm, name) for vm, (uuid, name) in zip(run, said, strict=True) if vm.uuid == uuid and name is not None]
+            await records.complete(self._home, store, {vm.id.uuid: vm.id.domain for vm in vms})
+            return {vm.id.domain: vm for vm in vms}
 
     async def attach(self, vm: VmId, slot: Slot, image: Path) -> None:
         turn = self._turns.setdefault(image, asyncio.Lock())
@@ -93,11 +81,11 @@ class Xen:
             async with self._operation(f"domain {vm.domain}: cannot attach {slot.value}", ATTACH_DEADLINE_S) as store:
                 await self._require(store, vm)
                 disk = await nodes.disk(store, vm.domain, slot.value)
-                if disk is not None and self._is_nothing(disk):
-                    await self._remove(store, vm.domain, slot, force=not disk.online)
+                if disk is not None and self._makes_way(disk):
+                    await self._remove(store, vm.domain, slot, force=True)
                     disk = None
                 if disk is None:
-                    await self._require_free(store, image)
+                    await self._require_image_free(store, image)
                     begun = True
                     spec = config.disk(slot.value, image, writable=True)
                     with orders.given(self._home, image, vm.domain, slot.value):
@@ -114,7 +102,7 @@ class Xen:
                 raise VmGone(f"domain {vm.domain} has ended") from error
             raise
 
-    async def _require_free(self, store: Store, image: Path) -> None:
+    async def _require_image_free(self, store: Store, image: Path) -> None:
         """Raise HypervisorError if a VM has the image; return when no VM that had it is still about to let go of it."""
         if (holder := await _holder(store, image)) is not None:
             raise HypervisorError(f"the image is attached to domain {holder}", str(image))
@@ -157,7 +145,7 @@ class Xen:
             uuid = await nodes.uuid(store, vm.domain)
             disk = await nodes.disk(store, vm.domain, slot.value)
             if disk is None or self._is_nothing(disk) or uuid not in {None, vm.uuid}:
-                await self._forgotten_released(store)
+                await self._released(await self._forgotten(store))
                 return
             if not self._is_ours(disk):
                 return
@@ -168,10 +156,10 @@ class Xen:
             assert disk.image is not None
             await self._loops.released(disk.image)
 
-    async def _forgotten_released(self, store: Store) -> None:
-        """Return when no loop device has a pendrive that no VM has: one left by a detaching that was broken off, or by a VM's end.
+    async def _forgotten(self, store: Store) -> Set[Path]:
+        """The pendrives that a loop device has and no VM: left by a detaching that was broken off, or by a VM's end.
 
-        Of what else lies below the home's data only the disks of DisposableVMs are ours to free: they are not waited for.
+        Of what else lies below the home's data only the disks of DisposableVMs are ours to free: that is done here, and not waited for.
         """
         # The devices first: a backend is there before its device is bound, so none that is being attached looks forgotten.
         spool, vms = _real(self._home.spool), _real(self._home.data) / "vms"
@@ -179,14 +167,17 @@ class Xen:
         pendrives = {image for image in bound.values() if image.parent == spool}
         volatile = {device: image for device, image in bound.items() if image.name == _VOLATILE and image.parent.parent == vms}
         if not pendrives and not volatile:
-            return
-        held = {self._real(image) for _, image in await nodes.images(store)}
+            return set()
+        held = {self._real_of_ours(image) for _, image in await nodes.images(store)}
         for device, image in volatile.items():
             if image not in held:
-                self._loops.clear(device)
-        await asyncio.gather(*(self._loops.released(image) for image in pendrives - held))
+                self._loops.clear(device, image)
+        return pendrives - held
 
-    def _real(self, image: Path) -> Path:
+    async def _released(self, images: Iterable[Path]) -> None:
+        await asyncio.gather(*(self._loops.released(image) for image in images))
+
+    def _real_of_ours(self, image: Path) -> Path:
         """What the kernel calls an image of ours. One of somebody else's stays as it is, as to look at it could take for ever."""
         data = self._home.data
         return _real(data) / image.relative_to(data) if image.is_relative_to(data) else image
@@ -208,7 +199,7 @@ class Xen:
 
     async def attached(self, vm: VmId) -> Mapping[Slot, Path]:
         async with self._operation(f"domain {vm.domain}: cannot list the disks", QUERY_DEADLINE_S) as store:
-            if await nodes.uuid(store, vm.domain) != vm.uuid:
+            if not await nodes.is_run(store, vm):
                 return {}
             disks = {slot: await nodes.disk(store, vm.domain, slot.value) for slot in Slot}
         return {slot: disk.image for slot, disk in disks.items() if disk and disk.image and self._is_ours(disk)}
@@ -223,17 +214,25 @@ class Xen:
     def _is_nothing(self, disk: Disk) -> bool:
         return disk.image == orders.nothing(self._home)
 
+    def _makes_way(self, disk: Disk) -> bool:
+        """Nothing, whatever the VM does with it, and a pendrive whose image was deleted, which nobody can ask back."""
+        image = disk.image
+        return self._is_nothing(disk) or (image is not None and image.parent == self._home.spool and not image.exists())
+
     async def kill(self, vm: VmId) -> None:
         async with self._operation(f"domain {vm.domain} does not end", KILL_DEADLINE_S) as store:
+            uuid = await nodes.uuid(store, vm.domain)
+            images = await nodes.images(store) if uuid in {None, vm.uuid} else []
+            had = {self._real_of_ours(image) for domain, image in images if domain == vm.domain}
             # Where an "xl destroy" was broken off, Xen may still have a VM of which the store knows nothing any more.
-            if await nodes.uuid(store, vm.domain) == vm.uuid or await _listed(vm):
+            if uuid == vm.uuid or await _listed(vm):
                 try:
                     await _destroy(vm.domain)
                 except HypervisorError:
                     if (found := await _listed(vm)) and not found.dying:
                         raise  # else xl has been at it already, when it ended by itself
             await self.ended(store, vm)
-            await self._forgotten_released(store)
+            await self._released(await self._forgotten(store) & had)
             self.kills += 1
 
     async def ended(self, store: Store, vm: VmId) -> None:
@@ -251,9 +250,9 @@ class Xen:
         """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours, if Xen has no such domain any more."""
         ended = [record for record in records.all_records(self._home) if record.domain == domain]
         if ended:
-            there = {(found.domain, found.uuid) for found in await xl.list_domains()}
+            there = {listed.id for listed in await xl.list_domains()}
             for record in ended:
-                if (domain, record.uuid) not in there:
+                if VmId(domain, record.uuid) not in there:
                     self.forget(record)
 
     def forget(self, record: Record) -> None:
@@ -264,35 +263,23 @@ class Xen:
                 (self._logs / f"xl-{record.name}.log{suffix}").unlink(missing_ok=True)
 
     async def _require(self, store: Store, vm: VmId) -> None:
-        if await nodes.uuid(store, vm.domain) != vm.uuid:
+        if not await nodes.is_run(store, vm):
             raise VmGone(f"domain {vm.domain} does not run any more")
 
     async def _has_ended(self, vm: VmId) -> bool:
         try:
             async with self._operation(f"domain {vm.domain}: cannot be asked who it is", QUERY_DEADLINE_S) as store:
-                return await nodes.uuid(store, vm.domain) != vm.uuid
+                return not await nodes.is_run(store, vm)
         except HypervisorError:
             return False
 
-    def _operation(self, what: str, deadline_s: float) -> contextlib.AbstractAsyncContextManager[Store]:
+    def _operation(self, what: str, deadline_s: float) -> AbstractAsyncContextManager[Store]:
         return operation(self._home, what, deadline_s)
-
-
-@contextlib.asynccontextmanager
-async def operation(home: Home, what: str, deadline_s: float) -> AsyncIterator[Store]:
-    """A connection to the store for one operation. Whatever goes wrong in it is a HypervisorError."""
-    try:
-        async with asyncio.timeout(deadline_s), await Store.connect(home.store_socket) as store:
-            yield store
-    except TimeoutError as error:
-        raise HypervisorError(what, f"it was not done within {deadline_s:g} s") from error
-    except (StoreLost, StoreError) as error:
-        raise HypervisorError(what, str(error)) from error
 
 
 async def _listed(vm: VmId) -> Listed | None:
     """What Xen itself knows of a VM, also of one that is about to go."""
-    return next((found for found in await xl.list_domains() if (found.domain, found.uuid) == (vm.domain, vm.uuid)), None)
+    return next((listed for listed in await xl.list_domains() if listed.id == vm), None)
 
 
 async def _destroy(domain: DomainId) -> None:
@@ -308,13 +295,3 @@ def _real(path: Path) -> Path:
 async def _holder(store: Store, image: Path) -> DomainId | None:
     """A VM that has the image."""
     return next((domain for domain, held in await nodes.images(store) if held == image), None)
-
-
-async def until(store: Store, reached: Callable[[], Awaitable[bool]], *paths: str) -> None:
-    """Return when ``reached()``; it is asked again when something happens to one of the paths."""
-    token = f"until {next(_tokens)}"
-    for path in paths:
-        await store.watch(path, token)
-    while not await reached():
-        if await store.events.get() is None:
-            raise StoreLost("it ended while something was waited for")

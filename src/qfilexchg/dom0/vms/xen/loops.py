@@ -1,6 +1,6 @@
 """dom0's loop devices, through which Xen's block backend reads and writes a file.
 
-Xen's block script binds a file to a device of its own for each disk, and frees it when the disk is taken away. The kernel closes it a
+Our block script binds a file to a device of its own for each disk, and frees it when the disk is taken away. The kernel closes it a
 moment after the backend's node is gone, and no event tells of that; and a script that was killed half-way frees nothing. So whoever
 gives an image to another VM looks here first.
 """
@@ -51,9 +51,13 @@ class LoopDevices:
         wanted = Path(os.path.realpath(image))
         return [device for device, bound in self.bound().items() if bound == wanted]
 
-    def clear(self, device: str) -> None:
-        """Have a device freed that nobody is to have, and wait for nothing. One on which a filesystem is mounted is left alone."""
-        self._clear(device)
+    def clear(self, device: str, image: Path) -> None:
+        """Have a device freed on which nobody is to have ``image``, and wait for nothing.
+
+        One that has another file by now is left alone, and so is one on which a filesystem is mounted.
+        """
+        if device in self.holding(image):
+            self._clear(device)
 
     async def released(self, image: Path) -> None:
         """Return when the devices that are bound to ``image`` now are not any more. For how long to wait is the caller's to say.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from qfilexchg.dom0.vms.hypervisor import VmId
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
 from qfilexchg.xenstore.client import Store
@@ -72,6 +73,11 @@ async def uuid(store: Store, domain: DomainId) -> UUID | None:
         return UUID(path.removeprefix(_VM_PREFIX)) if path.startswith(_VM_PREFIX) else None
     except ValueError:
         return None
+
+
+async def is_run(store: Store, vm: VmId) -> bool:
+    """Whether this run of this VM goes on, as far as the store knows."""
+    return await uuid(store, vm.domain) == vm.uuid
 
 
 async def name(store: Store, domain: DomainId) -> VmName | None:

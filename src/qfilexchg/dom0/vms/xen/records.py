@@ -19,7 +19,6 @@ from pathlib import Path
 from uuid import UUID
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, BadName, DomainId, VmName
 from qfilexchg.xenstore.client import Store
@@ -36,10 +35,6 @@ class Record:
     domain: DomainId | None = None
     woken: bool = False
     """Whether its maker has let it run: if it is paused later, a person has done that."""
-
-    @property
-    def vm(self) -> RunningVm | None:
-        return None if self.domain is None else RunningVm(VmId(self.domain, self.uuid), self.name)
 
 
 class Making:
@@ -70,7 +65,7 @@ def _path(home: Home, uuid: UUID) -> Path:
 
 @contextlib.contextmanager
 def making(home: Home, name: VmName, uuid: UUID, keys: Mapping[str, str]) -> Iterator[Making]:
-    """While xl makes the VM. The record stays when the body succeeds."""
+    """While xl makes the VM. The record stays, until :func:`remove` says that nothing of the VM is left."""
     folder(home).mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(home, uuid)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,11 +73,7 @@ def making(home: Home, name: VmName, uuid: UUID, keys: Mapping[str, str]) -> Ite
         fcntl.flock(file, fcntl.LOCK_EX)
         record = Record(name, uuid, keys)
         _write(file, record)
-        try:
-            yield Making(record, file)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        yield Making(record, file)
     finally:
         os.close(file)
 
@@ -94,6 +85,13 @@ def _write(file: int, record: Record) -> None:
 
 def all_records(home: Home) -> list[Record]:
     return [record for record in map(_read, folder(home).glob("*.json")) if record]
+
+
+def made(home: Home) -> Iterator[Record]:
+    """Those of VMs that are not being made any more, each read when its turn comes: with what its maker wrote last."""
+    for known in all_records(home):
+        if not is_being_made(home, known.uuid) and (record := get(home, known.uuid)):
+            yield record
 
 
 def _read(path: Path) -> Record | None:

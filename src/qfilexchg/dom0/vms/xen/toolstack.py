@@ -21,17 +21,19 @@ from pathlib import Path
 from uuid import UUID
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import run, savefile, services, template
+from qfilexchg.dom0.vms import run, services, template
 from qfilexchg.dom0.vms.collection import Collection, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
-from qfilexchg.dom0.vms.savefile import Savefile, Stamp
+from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import START_DEADLINE_S, Basis, BootFailed, Memory, or_end
-from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
-from qfilexchg.dom0.vms.xen.config import GuestType, Machine
+from qfilexchg.dom0.vms.xen import computer, config, nodes, orders, records, xl
+from qfilexchg.dom0.vms.xen.computer import Computer
+from qfilexchg.dom0.vms.xen.config import Machine
 from qfilexchg.dom0.vms.xen.console import Console
-from qfilexchg.dom0.vms.xen.hypervisor import LOGS, Xen, operation, until
+from qfilexchg.dom0.vms.xen.hypervisor import LOGS, Xen
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
+from qfilexchg.dom0.vms.xen.operations import operation, until
 from qfilexchg.errors import CallerError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId, VmName
@@ -40,10 +42,6 @@ MAKE_DEADLINE_S = 120.0
 SAVE_DEADLINE_S = 180.0
 """The VM's memory is written to the disk, a copy of all of it."""
 UNPAUSE_DEADLINE_S = 20.0
-OVERHEAD_MIB = 16
-"""What Xen itself takes for a VM: page tables, grant tables, a shadow."""
-MEMORY_FRESH_S = 10.0
-"""How long a look at Xen's free memory holds. Xen refuses what does not fit, so this only spares a DisposableVM the wait for xl."""
 _QUERY_DEADLINE_S = 30.0
 _HELLO_TRIES_S = (1.0, 1.0, 5.0)
 """Now and then one that lasts, for a VM that is slow to answer."""
@@ -74,13 +72,9 @@ class XenToolstack:
         self._home = home
         self._collection = Collection(home.collection)
         self._xen = Xen(home, loops, logs)
+        self._computer = Computer(lambda: self._xen.kills)
         self._held: dict[UUID, int] = {}
         """Locks on the records of VMs that were restored here and are still to be woken."""
-        self._info: xl.Info | None = None
-        self._available_mib = 0
-        self._looked = (float("-inf"), 0)
-        """When Xen was last asked, and how many VMs had been killed then."""
-        self._making_mib = 0
 
     @property
     def hypervisor(self) -> Xen:
@@ -89,40 +83,17 @@ class XenToolstack:
     async def basis(self, memory_mib: int, booted: Template | None = None) -> Basis:
         booted = booted or template.current(self._home)
         booted.mark_used()
-        info = await self._computer()
-        guest, processors = _guest_type(info), _processors(info)
-        return Basis(booted, memory_mib, _stamp(booted, info, guest, processors, memory_mib))
-
-    async def _computer(self) -> xl.Info:
-        """What does not change until the computer is booted again."""
-        if self._info is None:
-            await self._look()
-            assert self._info is not None
-        return self._info
-
-    async def _look(self) -> None:
-        self._info = info = await xl.info()
-        self._available_mib = info.free_memory_mib
-        if "dom0_mem=" not in info.xen_commandline:
-            self._available_mib += _dom0_can_give_mib()
-        self._looked = (asyncio.get_running_loop().time(), self._xen.kills)
+        return Basis(booted, memory_mib, computer.stamp(booted, await self._computer.info(), memory_mib))
 
     async def memory(self) -> Memory:
-        """Xen gives a VM all of its memory when it is made: what is promised is only that of those that are being made."""
-        looked_at, kills = self._looked
-        if kills != self._xen.kills or asyncio.get_running_loop().time() > looked_at + MEMORY_FRESH_S:
-            await self._look()
-        return Memory(self._available_mib, self._making_mib, OVERHEAD_MIB)
+        return await self._computer.memory()
 
     async def running(self) -> Mapping[VmName, RunningVm]:
-        """Also those that were destroyed by half, which the store knows no more."""
-        recorded = records.all_records(self._home)
-        ours = {vm.uuid for vm in self._collection.list()} | {record.uuid for record in recorded}
-        found = {vm.name: vm for vm in (await self._xen.listed()).values() if vm.id.uuid in ours}
-        if unseen := {record.vm for record in recorded if record.vm} - set(found.values()):
-            there = {(listed.domain, listed.uuid) for listed in await xl.list_domains()}
-            found |= {vm.name: vm for vm in unseen if vm.name not in found and (vm.id.domain, vm.id.uuid) in there}
-        return found
+        """Also those that were destroyed by half, which the store knows no more; and each by our name for it, whatever it is called now."""
+        names = {record.uuid: record.name for record in records.all_records(self._home)}
+        names |= {vm.uuid: vm.name for vm in self._collection.list()}
+        there = [listed.id for listed in await xl.list_domains() if listed.id.uuid in names]
+        return {names[vm.uuid]: RunningVm(vm, names[vm.uuid]) for vm in there}
 
     async def start(self, vm: Vm, disk: Path, made_of: Basis, keys: Mapping[str, str], *, save_to: Savefile | None = None) -> RunningVm:
         machine = await self._machine(vm, disk, made_of)
@@ -142,8 +113,9 @@ class XenToolstack:
         return running
 
     async def _machine(self, vm: Vm, disk: Path, made_of: Basis) -> Machine:
-        info = await self._computer()
-        return Machine(vm.name, vm.uuid, vm.kind, vm.memory_mib, _processors(info), disk, made_of.template, _guest_type(info))
+        info = await self._computer.info()
+        processors, guest_type = computer.processors(info), computer.guest_type(info)
+        return Machine(vm.name, vm.uuid, vm.kind, vm.memory_mib, processors, disk, made_of.template, guest_type)
 
     async def _make(
         self, machine: Machine, more_keys: Mapping[str, str], command: Callable[[str], Sequence[str]], *, hold: bool = False
@@ -152,9 +124,9 @@ class XenToolstack:
 
         ``hold`` says that it may stay paused for long: nobody takes it for one that was left over, as long as this process is there.
         """
-        await self._require_free(machine.name)
+        await self._require_name_free(machine.name)
         order = {keys.VM_TYPE: machine.kind.value, **more_keys}
-        with records.making(self._home, machine.name, machine.uuid, order) as record, self._promised(machine.memory_mib):
+        with records.making(self._home, machine.name, machine.uuid, order) as record, self._computer.promised(machine.memory_mib):
             try:
                 with _file(self._home, machine) as file:
                     await xl.run(*command(str(file)), deadline_s=MAKE_DEADLINE_S)
@@ -170,7 +142,7 @@ class XenToolstack:
                 raise
         return RunningVm(VmId(domain, machine.uuid), machine.name)
 
-    async def _require_free(self, wanted: VmName) -> None:
+    async def _require_name_free(self, wanted: VmName) -> None:
         """Raise :exc:`NameInUse` if a VM has the name."""
         async with operation(self._home, "the store cannot be asked for the names of VMs", _QUERY_DEADLINE_S) as store:
             domains = await nodes.domains(store)
@@ -180,24 +152,14 @@ class XenToolstack:
                 raise NameInUse(wanted, domain)
 
     async def _clear_away(self, machine: Machine) -> None:
-        """Destroy what xl has half made. The store may not know of it yet, so Xen is asked."""
+        """Destroy what xl has half made. The store may not know of it yet, so Xen is asked. What is left is swept later."""
         try:
             for listed in await xl.list_domains():
-                if listed.uuid == machine.uuid:
-                    await self._xen.kill(VmId(listed.domain, machine.uuid))
+                if listed.id.uuid == machine.uuid:
+                    await self._xen.kill(listed.id)
+            records.remove(self._home, machine.uuid)
         except HypervisorError as error:
             log.error("%s could not be made, and something of it may be left: %s", machine.name, error)
-
-    @contextlib.contextmanager
-    def _promised(self, memory_mib: int) -> Iterator[None]:
-        """A VM of this size is being made."""
-        needed_mib = memory_mib + OVERHEAD_MIB
-        self._making_mib += needed_mib
-        try:
-            yield
-            self._available_mib -= needed_mib
-        finally:
-            self._making_mib -= needed_mib
 
     async def wait_for_hello(self, vm: RunningVm) -> None:
         console = Console(self._home, vm.id)
@@ -233,7 +195,7 @@ class XenToolstack:
         async with operation(self._home, f"domain {vm.domain}: cannot be asked whether it runs", deadline_s + _QUERY_DEADLINE_S) as store:
 
             async def has_ended() -> bool:
-                return await nodes.uuid(store, vm.domain) != vm.uuid
+                return not await nodes.is_run(store, vm)
 
             if await has_ended() or deadline_s <= 0:
                 return await has_ended()
@@ -247,7 +209,7 @@ class XenToolstack:
     async def save(self, vm: VmId, saved: Savefile) -> None:
         what = f"domain {vm.domain}: cannot be saved"
         async with operation(self._home, what, SAVE_DEADLINE_S + _QUERY_DEADLINE_S) as store:
-            if await nodes.uuid(store, vm.domain) != vm.uuid:
+            if not await nodes.is_run(store, vm):
                 raise HypervisorError(what, "it has ended")
             await xl.run("save", str(vm.domain), str(saved.memory), deadline_s=SAVE_DEADLINE_S)
             saved.memory.chmod(0o600)
@@ -257,7 +219,7 @@ class XenToolstack:
         """Xen gives a VM no randomness, so dom0 does. What is in the key is for the VM alone, and it empties it."""
         domain = vm.id.domain
         async with operation(self._home, f"{vm.name} cannot be woken", _QUERY_DEADLINE_S) as store:
-            if await nodes.uuid(store, domain) != vm.id.uuid:
+            if not await nodes.is_run(store, vm.id):
                 raise HypervisorError(f"{vm.name} has ended before it was woken")
             seed = secrets.token_hex(keys.RANDOM_SEED_BYTES)
             await records.write_keys(store, domain, {keys.RESTORE_COMPLETE: "True"}, {keys.RANDOM_SEED: seed})
@@ -273,7 +235,7 @@ class XenToolstack:
             os.close(held)
 
     async def paused(self, vm: VmId) -> bool:
-        return any(found.paused for found in await xl.list_domains() if found.domain == vm.domain and found.uuid == vm.uuid)
+        return any(found.paused for found in await xl.list_domains() if found.id == vm)
 
     async def end(self, vm: RunningVm) -> None:
         await self._xen.kill(vm.id)
@@ -281,66 +243,30 @@ class XenToolstack:
             self._xen.forget(record)
         self._let_go(vm.id.uuid)
 
-    async def sweep(self, ended: Callable[[RunningVm], None]) -> None:
+    async def sweep(self, ended: Callable[[VmName], None]) -> None:
         """xl destroys a VM of ours when it has ended; where its process is gone too, we do.
 
         So do we with one that waits to be woken, if who has made it is gone, and with one that was destroyed by half. What was preloaded
         the next qfilexchgd ends.
         """
-        known = {listed.uuid: listed for listed in await xl.list_domains()}
+        known = {listed.id.uuid: listed for listed in await xl.list_domains()}
         preloaded = {vm.uuid for vm in self._collection.list() if vm.preloaded}
-        for record in records.all_records(self._home):
-            found = known.get(record.uuid)
-            if records.is_being_made(self._home, record.uuid):
-                continue
-            if found:
+        for record in records.made(self._home):
+            if found := known.get(record.uuid):
                 left_over = found.paused and not record.woken and record.uuid not in preloaded
-                if (found.suspended or (found.runs and not left_over)) and await self._store_knows(VmId(found.domain, record.uuid)):
+                if found.runs and not left_over and await self._store_knows(found.id):
                     continue
-                await self._xen.kill(VmId(found.domain, record.uuid))
+                await self._xen.kill(found.id)
             self._xen.forget(record)
-            if vm := record.vm:
-                ended(vm)
+            ended(record.name)
 
     async def _store_knows(self, vm: VmId) -> bool:
         async with operation(self._home, f"domain {vm.domain}: cannot be asked who it is", _QUERY_DEADLINE_S) as store:
-            return await nodes.uuid(store, vm.domain) == vm.uuid
+            return await nodes.is_run(store, vm)
 
     def clear(self) -> None:
         for folder in (records.folder(self._home), orders.folder(self._home), self._home.run / "console"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _stamp(booted: Template, info: xl.Info, guest: GuestType, processors: int, memory_mib: int) -> Stamp:
-    """By what a savefile that is made now on this computer is made."""
-    return {
-        "format": savefile.FORMAT,
-        "template": f"{booted.folder.name} {savefile.identity(booted.root)}",
-        "kernel": savefile.identity(booted.kernel),
-        "Xen": info.xen_version,
-        "machine": config.fingerprint(booted, guest, memory_mib, processors),
-        "processor": f"{savefile.processor(Path('/proc/cpuinfo').read_text(encoding='utf-8'))} {info.processor_flags}",
-        "number of processors": processors,
-        "memory size": memory_mib,
-    }
-
-
-def _guest_type(info: xl.Info) -> GuestType:
-    return GuestType.PVH if "hvm" in info.virt_caps else GuestType.PV
-
-
-def _processors(info: xl.Info) -> int:
-    """A VM's processors: two where the computer has them, as starting a system is two things at a time."""
-    return min(2, info.processors)
-
-
-def _dom0_can_give_mib() -> int:
-    """Where dom0's memory is not fixed, xl takes from it what a VM needs. Half of what dom0 has free it may take."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) >> 11
-    return 0
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from qfilexchg.dom0 import programs
 from qfilexchg.dom0.programs import ProgramFailed, ProgramMissing
-from qfilexchg.dom0.vms.hypervisor import HypervisorError
+from qfilexchg.dom0.vms.hypervisor import HypervisorError, VmId
 from qfilexchg.protocol.names import BadDomainId, DomainId
 
 QUERY_DEADLINE_S = 20.0
@@ -24,21 +24,19 @@ _LISTED = re.compile(
     r"(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}) +\S+ +\S+\s*"
 )
 _SUSPENDED = "s"
+"""The reason of a VM that is shut down because it is being saved. It goes on running, or is destroyed by who saves it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One domain as Xen knows it, dom0 and those that are about to go included."""
 
-    domain: DomainId
-    uuid: UUID
+    id: VmId
     name: str
     """Whatever the store says; ``(null)`` where it says nothing."""
     paused: bool
     shut_down: bool
     """It has ended by itself, and is still to be destroyed."""
-    suspended: bool
-    """It is shut down because it is being saved."""
     dying: bool
 
     @property
@@ -98,12 +96,11 @@ def _listed(line: str) -> Listed:
     try:
         if found is None:
             raise ValueError
-        domain, uuid = DomainId.parse(found["domain"]), UUID(found["uuid"])
+        vm = VmId(DomainId.parse(found["domain"]), UUID(found["uuid"]))
     except (ValueError, BadDomainId) as error:
         raise HypervisorError("xl list has printed a line that is not understood", line) from error
-    shut_down = found["shutdown"] == "s"
-    suspended = shut_down and found["reason"] == _SUSPENDED
-    return Listed(domain, uuid, found["name"].rstrip(" "), found["paused"] == "p", shut_down, suspended, found["dying"] == "d")
+    shut_down = found["shutdown"] == "s" and found["reason"] != _SUSPENDED
+    return Listed(vm, found["name"].rstrip(" "), found["paused"] == "p", shut_down, found["dying"] == "d")
 
 
 def parse_info(text: str) -> Info:
