@@ -284,6 +284,14 @@ class TestCopy:
             assert await work.store.get_perms(keys.REQUEST) == ("n0", "b1")
             assert await work.store.get_perms(keys.REPLY) == ("n0", "r1")
 
+    async def test_a_key_that_the_vm_has_removed_is_made_again(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work = await here.start("work")
+            await work.until("status", "accepted")
+            await work.store.rm(keys.REQUEST)
+            await work.until("status", "accepted")
+            assert await work.store.get_perms(keys.REQUEST) == ("n0", "b1")
+
 
 class TestRefusals:
     async def test_the_person_says_no(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ said of the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -165,9 +166,8 @@ class Domains:
         except QfilexchgError as error:
             log.error("domain %d is not cleaned up: %s", domain, error)
 
-    async def _welcome(self, vm: RunningVm) -> None:
-        """Make the keys by which a VM can ask, as the toolstack leaves ``device`` read-only to it."""
-        domain = vm.id.domain
+    async def _make_keys(self, domain: DomainId) -> None:
+        """Make the keys by which a VM can ask, as the toolstack leaves ``device`` read-only to it. Raises NoEntry if it has ended."""
 
         async def make(tx: int) -> None:
             await self._store.read(keys.absolute(domain, keys.NAME), tx)
@@ -179,8 +179,12 @@ class Domains:
                 await self._store.write(path, b"", tx)
                 await self._store.set_perms(path, perms, tx)
 
+        await self._store.transaction(make)
+
+    async def _welcome(self, vm: RunningVm) -> None:
+        domain = vm.id.domain
         try:
-            await self._store.transaction(make)
+            await self._make_keys(domain)
             last = await self._store.read(keys.absolute(domain, keys.REPLY))
             disposable = await self._read(domain, keys.VM_TYPE) == keys.DISPOSABLE_TYPE
             shown = tuple(sorted(int(seq) for seq in await self._children(domain, keys.DOCUMENTS) if seq.isdecimal()))
@@ -245,7 +249,10 @@ class Domains:
             line.written.set()  # by the VM, most likely: one that writes without end gets one attempt after each pause
             return b""
         except NoEntry:
-            return b""  # the VM ended
+            # The VM has removed the key, unless it has ended.
+            with contextlib.suppress(NoEntry):
+                await self._make_keys(line.vm.id.domain)
+            return b""
 
     async def _hear(self, vm: RunningVm, line: bytes) -> bool:
         """Deliver a request; whether it was one."""
