@@ -1,4 +1,4 @@
-"""The desktop tier: the real agent on a real screen, the daemon played by the test."""
+"""The desktop tier: the real agent and the real windows of a VM on a real screen, what they talk to played by the test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Welcome, encode, parse_from_agent
 from tests.desktop.desk import DEADLINE_S, PYTHON, TOP, Desk
+from tests.desktop.vm import Vm
 
 
 class Agent:
@@ -82,6 +83,12 @@ class Agent:
 def desk() -> Iterator[Desk]:
     with Desk.set_up() as desk:
         yield desk
+
+
+@pytest.fixture
+def vm(desk: Desk) -> Iterator[Vm]:
+    with Vm.set_up(desk) as vm:
+        yield vm
 
 
 Start = Callable[..., Agent]
