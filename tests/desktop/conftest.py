@@ -9,13 +9,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Welcome, encode, parse_from_agent
+from qfilexchg.protocol.names import DomainId
 from tests.desktop.desk import DEADLINE_S, PYTHON, TOP, Desk
-from tests.desktop.vm import Vm
+from tests.desktop.vm import Vm, serve_store
 
 
 class Agent:
@@ -85,9 +87,18 @@ def desk() -> Iterator[Desk]:
         yield desk
 
 
+@pytest.fixture(scope="session")
+def store() -> Iterator[Path]:
+    with serve_store() as rundir:
+        yield rundir
+
+
+DOMAINS = map(DomainId, count(1))
+
+
 @pytest.fixture
-def vm(desk: Desk) -> Iterator[Vm]:
-    with Vm.set_up(desk) as vm:
+def vm(desk: Desk, store: Path) -> Iterator[Vm]:
+    with Vm.set_up(desk, store, next(DOMAINS)) as vm:
         yield vm
 
 

@@ -116,6 +116,10 @@ class Desk:
         """Wait until no widget with this name shows any more."""
         until(lambda: not any(widget.name == name and "SHOWING" in widget.states for widget in self.look()), f"no {name!r}")
 
+    def shows_window(self, title: str) -> bool:
+        """Whether a window with this title is on the screen, and not kept as an icon."""
+        return bool(self._xdotool("search", "--onlyvisible", "--name", f"^{title}$"))
+
     def texts(self) -> list[str]:
         """All that can be read."""
         return [widget.name for widget in self.look() if widget.name and "SHOWING" in widget.states]

@@ -13,7 +13,7 @@ from tests.desktop.desk import PYTHON, TOP, Desk, until
 FILE_MANAGERS = TOP / "packaging/vm/file-managers"
 HOSTILE = [
     b"two words",
-    b"it's \"quoted\"",
+    b'it\'s "quoted"',
     b"$(touch pwned)`touch pwned`;touch pwned",
     b"line\nbreak",
     b"-rf",

@@ -213,7 +213,6 @@ class TestSeveralQuestions:
         assert agent.hears() == Answer(5, False)
         desk.sees("3 more questions")
 
-
     def test_no_button_moves_when_another_question_comes(self, desk: Desk, start: Start) -> None:
         agent = start()
         agent.say(QUESTION)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from qfilexchg.protocol.keys import REPLY, REQUEST, document
+from qfilexchg.protocol.keys import DOCUMENTS, REPLY, REQUEST, absolute, document, readable_by, writable_by
 from qfilexchg.protocol.names import DomainId
 from qfilexchg.protocol.qpen import Reply, Request, parse_request
 from qfilexchg.xenstore import client
@@ -24,41 +24,44 @@ from tests.desktop.desk import DEADLINE_S, PYTHON, TOP, Desk, until
 if TYPE_CHECKING:
     from qfilexchg.protocol.qpen import State
 
-DOMAIN = DomainId(1)
-HOME = f"/local/domain/{DOMAIN}"
+
+@contextlib.contextmanager
+def serve_store() -> Iterator[Path]:
+    """A store, and its folder of sockets."""
+    with tempfile.TemporaryDirectory(prefix="qfx") as rundir:
+        command = [sys.executable, "-m", "qfilexchg.xenstore.server", "--rundir", rundir]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TOP / "src")}) as server:
+            assert server.stderr and "serving" in server.stderr.readline()
+            yield Path(rundir)
+            server.terminate()
 
 
 class Vm:
     """``folder`` is its home, ``outgoing`` what is on its outgoing pendrive."""
 
-    def __init__(self, folder: Path, store: Store, desk: Desk, socket_path: Path) -> None:
+    def __init__(self, folder: Path, desk: Desk, store: Store, domain: DomainId, socket_path: Path) -> None:
         self.folder = folder
         self.outgoing = folder / "outgoing"
         self.outgoing.mkdir()
         (folder / "incoming").mkdir()
-        self._store = store
         self._desk = desk
+        self._store = store
+        self._domain = domain
         self._socket_path = socket_path
         self._processes: list[subprocess.Popen[str]] = []
-        for key in (REQUEST, REPLY):
-            store.write(f"{HOME}/{key}", b"")
 
     @classmethod
     @contextlib.contextmanager
-    def set_up(cls, desk: Desk) -> Iterator[Self]:
+    def set_up(cls, desk: Desk, rundir: Path, domain: DomainId) -> Iterator[Self]:
+        """The VM with this domain id of the store that :func:`serve_store` serves."""
+        asyncio.run(_introduce(rundir / "socket", domain))
         with contextlib.ExitStack() as stack:
-            top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qfx")))
-            command = [sys.executable, "-m", "qfilexchg.xenstore.server", "--rundir", str(top / "run")]
-            environment = {**os.environ, "PYTHONPATH": str(TOP / "src")}
-            server = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-            stack.callback(server.terminate)
-            assert server.stderr and "serving" in server.stderr.readline()
-            asyncio.run(_introduce(top / "run/socket"))
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(str(top / "run/socket"))
-            store = stack.enter_context(Store(connection.detach()))
-            (top / "home").mkdir()
-            vm = cls(top / "home", store, desk, top / f"run/domain/{DOMAIN}")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qfx")))
+            store = stack.enter_context(Store(_connected(rundir / "socket")))
+            # As a VM's ports do, it holds a connection as long as the VM runs: the store takes the end of the last for the VM's.
+            own = rundir / f"domain/{domain}"
+            stack.callback(os.close, _connected(own))
+            vm = cls(folder, desk, store, domain, own)
             stack.callback(vm.end)
             yield vm
 
@@ -97,7 +100,7 @@ class Vm:
 
     def takes(self, verb: str) -> Request:
         """Wait for the VM's next request, which must be this one, and take it as dom0 does."""
-        path = f"{HOME}/{REQUEST}"
+        path = absolute(self._domain, REQUEST)
         request = parse_request(until(lambda: self._store.read(path), f"the VM asks for {verb}"))
         self._store.write(path, b"")
         assert request.verb == verb, request
@@ -109,10 +112,10 @@ class Vm:
         assert again == request
 
     def asks_nothing(self) -> bool:
-        return self._store.read(f"{HOME}/{REQUEST}") == b""
+        return self._store.read(absolute(self._domain, REQUEST)) == b""
 
     def replies(self, request: Request, state: State, detail: str = "") -> None:
-        self._store.write(f"{HOME}/{REPLY}", Reply(request.request_id, state, detail).encode())
+        self._store.write(absolute(self._domain, REPLY), Reply(request.request_id, state, detail).encode())
 
     def attaches(self) -> None:
         """Take ``new``, and attach the outgoing pendrive."""
@@ -138,12 +141,18 @@ class Vm:
 
     def tells(self, seq: int, stage: str) -> None:
         """How far a document is in its DisposableVM."""
-        self._store.write(f"{HOME}/{document(seq)}", stage.encode())
+        self._store.write(absolute(self._domain, document(seq)), stage.encode())
 
 
-async def _introduce(path: Path) -> None:
+def _connected(path: Path) -> int:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    return connection.detach()
+
+
+async def _introduce(path: Path, domain: DomainId) -> None:
     async with await client.Store.connect(path) as store:
-        await store.introduce(DOMAIN)
-        for key, permission in ((REQUEST, "b"), (REPLY, "r"), ("qubes_documents", "r")):
-            await store.write(f"{HOME}/{key}", b"")
-            await store.set_perms(f"{HOME}/{key}", ("n0", f"{permission}{DOMAIN}"))
+        await store.introduce(domain)
+        for key, permissions in ((REQUEST, writable_by), (REPLY, readable_by), (DOCUMENTS, readable_by)):
+            await store.write(absolute(domain, key), b"")
+            await store.set_perms(absolute(domain, key), permissions(domain))

@@ -280,6 +280,7 @@ class Opening:
                 self._tell_handed_over()
                 if reply.detail == "preparing":
                     self._tell("preparing", "the savefile of the DisposableVMs is being made first")
+                    return
                 self._progress.state("starting", "A DisposableVM is being made…")
 
     def watch(self, open_store: Callable[[float], Store], interruption: Interruption) -> None:

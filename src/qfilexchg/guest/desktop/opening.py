@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import ClassVar, Final
 
 from qfilexchg.guest import outcome
 from qfilexchg.guest.desktop.showing import END_S, End, Ends, Showing, View, things
+from qfilexchg.guest.progress import printable
 
 
 class Opening(Showing):
@@ -36,6 +38,7 @@ class Opening(Showing):
         """``waiting`` more documents are to be opened after this."""
         super().__init__()
         self._name = things([path])
+        self._whole_name = printable(os.path.basename(path))
         self._waiting = waiting
         self._confirming = False
 
@@ -71,6 +74,12 @@ class Opening(Showing):
 
     def _cancel_word(self) -> str:
         return "End DisposableVM" if self._stage in ("open", "returning") else super()._cancel_word()
+
+    def _begins_with_a_name(self) -> tuple[str, ...]:
+        return ("/", self._whole_name)
+
+    def _working(self) -> bool:
+        return self._stage != "open" or self._cancelling
 
     def _aside(self) -> bool:
         return self._stage in ("open", "returning", "returned") and not self._confirming and not self._cancelling

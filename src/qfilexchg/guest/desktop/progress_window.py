@@ -68,7 +68,7 @@ class ProgressWindow:
             part.set_visible(bool(text))
         _write(self._problems, "\n".join(view.problems))
         self._list.set_visible(bool(view.problems))
-        self._bar.set_visible(view.end is None)
+        self._bar.set_visible(view.working)
         if view.fraction is not None:
             self._bar.set_fraction(view.fraction)
         elif before and before.fraction is not None:
@@ -132,7 +132,7 @@ class ProgressWindow:
         self._window.iconify()
 
     def _alive(self) -> bool:
-        if self._view and self._view.end is None and self._view.fraction is None:
+        if self._view and self._view.working and self._view.fraction is None:
             self._bar.pulse()
         return True
 

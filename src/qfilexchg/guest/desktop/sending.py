@@ -40,9 +40,6 @@ class Sending(Showing):
     def _filled(self, heading: str) -> str:
         return heading.format(target=self._target)
 
-    def _sentence(self, text: str) -> str:
-        return text if text.startswith("/") else text[:1].upper() + text[1:]
-
     def _end(self) -> View:
         view = super()._end()
         problems = tuple(self._problems)

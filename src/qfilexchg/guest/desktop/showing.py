@@ -23,7 +23,7 @@ NOTES_MAX: Final = 20
 """The latest ones. Keeps a tool that runs for days from filling the window."""
 STDERR_MAX: Final = 2000
 """Letters of what a tool wrote elsewhere than in its report, from the end: it is a defect's."""
-END_S: Final = 6.0
+END_S: Final = 5.0
 """Seconds after which an end that surprises nobody needs no window any more: one that was cancelled, a document that is closed."""
 
 
@@ -47,6 +47,8 @@ class View:
     heading: str
     text: str = ""
     """What happens now, or why it ended so."""
+    working: bool = True
+    """Whether something is under way that the person waits for."""
     fraction: float | None = None
     """How much of it is copied; None where nothing can be counted."""
     counts: str = ""
@@ -103,6 +105,7 @@ class Showing:
         return View(
             heading=self._heading(),
             text="Cancelling…" if self._cancelling else self._now(),
+            working=self._working(),
             fraction=_fraction(self._counted) if copying else None,
             counts=_counts(self._counted) if self._counted and (copying or self._stage == "writing-out") else "",
             notes=tuple(self._notes),
@@ -115,7 +118,7 @@ class Showing:
         """A line of the report. One that is not understood is passed over: the tool may be newer than this."""
         try:
             told = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         match told:
             case {"stage": str(stage), "text": str(text)}:
@@ -164,6 +167,7 @@ class Showing:
         return View(
             heading=self._filled(heading),
             text=self._sentence(self._why),
+            working=False,
             notes=tuple(self._notes),
             can_leave=True,
             end=end,
@@ -171,7 +175,11 @@ class Showing:
         )
 
     def _sentence(self, text: str) -> str:
-        return text
+        """A tool's message as a sentence of its own; what begins with a name keeps its letters."""
+        return text if text.startswith(self._begins_with_a_name()) else text[:1].upper() + text[1:]
+
+    def _begins_with_a_name(self) -> tuple[str, ...]:
+        return ("/",)
 
     def _heading(self) -> str:
         raise NotImplementedError
@@ -184,6 +192,9 @@ class Showing:
 
     def _cancel_word(self) -> str:
         return "Cancel"
+
+    def _working(self) -> bool:
+        return True
 
     def _aside(self) -> bool:
         return False
@@ -200,9 +211,6 @@ class Refused(Showing):
 
     def _filled(self, heading: str) -> str:
         return heading
-
-    def _sentence(self, text: str) -> str:
-        return text[:1].upper() + text[1:]
 
 
 def things(paths: Sequence[str]) -> str:
