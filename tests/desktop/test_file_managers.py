@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from qfilexchg.guest.desktop.local_files import local_paths
 from tests.desktop.desk import PYTHON, TOP, Desk, until
 
 FILE_MANAGERS = TOP / "packaging/vm/file-managers"
@@ -44,6 +46,10 @@ with open("{noted}.new", "wb") as file:
     file.writelines(os.fsencode(word) + b"\\0" for word in sys.argv[1:])
 os.rename("{noted}.new", "{noted}")
 """
+
+
+LOCAL = {"GIO_USE_VFS": "local", "GIO_USE_VOLUME_MONITOR": "unix"}
+"""Lets a file manager do without the daemons of a whole desktop."""
 
 
 class Recorder:
@@ -109,12 +115,10 @@ def test_gio_passes_every_name_on_as_it_is(recorder: Recorder, files: list[bytes
     assert recorder.noted() == files
 
 
-@pytest.mark.parametrize(("name", "label"), [("thunar-send-to-vm", "Send to VM…"), ("thunar-open-in-dvm", "Open in DisposableVM")])
-def test_thunar_itself_starts_it_for_all_that_is_selected(
-    desk: Desk, recorder: Recorder, files: list[bytes], tmp_path: Path, name: str, label: str
-) -> None:
-    recorder.entry(FILE_MANAGERS / f"thunar/{name}.desktop", tmp_path / f"data/Thunar/sendto/{name}.desktop")
-    environment = desk.environment | {"XDG_DATA_DIRS": f"{tmp_path}/data:/usr/share"}
+def test_thunar_itself_starts_both_for_all_that_is_selected(desk: Desk, recorder: Recorder, files: list[bytes], tmp_path: Path) -> None:
+    for entry in (FILE_MANAGERS / "thunar").iterdir():
+        recorder.entry(entry, tmp_path / "data/Thunar/sendto" / entry.name)
+    environment = desk.environment | {"XDG_DATA_DIRS": f"{tmp_path}/data:/usr/share"} | LOCAL
     command = ["thunar", str(tmp_path / "files")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as thunar:
         try:
@@ -122,12 +126,57 @@ def test_thunar_itself_starts_it_for_all_that_is_selected(
             desk.sees("files - Thunar", "frame", "ACTIVE")
             desk.press("ctrl+a")
             until(lambda: any(text.startswith("Selection: ") for text in desk.texts()), "all are selected")
-            desk.press("Menu")
-            desk.clicks("Send To", "menu")
-            desk.sees(label, "menu item")
-            desk.picture(f"f-{name}", 0.25)
-            desk.clicks(label, "menu item")
-            assert sorted(recorder.noted()) == sorted(files)
+            for label in ("Send to VM…", "Open in DisposableVM"):
+                desk.press("Menu")
+                desk.clicks("Send To", "menu")
+                desk.sees(label, "menu item")
+                desk.picture("f1-thunar", 0.25)
+                desk.clicks(label, "menu item")
+                assert sorted(recorder.noted()) == sorted(files)
         finally:
             thunar.kill()
     assert not Path("pwned").exists() and not (tmp_path / "files/pwned").exists()
+
+
+@pytest.mark.parametrize("host", ["Caja", "Nautilus"])
+class TestExtension:
+    def press(self, host: str, label: str, program: Path, *uris: str) -> list[str]:
+        """The labels of its entries; one of them is pressed."""
+        extension = FILE_MANAGERS / f"{host.lower()}/qfilexchg_{host.lower()}.py"
+        command = [PYTHON, str(Path(__file__).with_name("extension.py")), str(extension), host, label, str(program), *uris]
+        environment = {"PYTHONPATH": str(TOP / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    @pytest.mark.parametrize("label", ["Send to VM…", "Open in DisposableVM"])
+    def test_starts_the_program_with_every_name_as_it_is(self, recorder: Recorder, files: list[bytes], host: str, label: str) -> None:
+        uris = [f"file://{quote(path)}" for path in files]
+        assert self.press(host, label, recorder.program, *uris) == ["Send to VM…", "Open in DisposableVM"]
+        assert recorder.noted() == files
+
+    def test_opens_no_folders(self, recorder: Recorder, host: str) -> None:
+        assert self.press(host, "", recorder.program, "file:///a", "file:///folder/") == ["Send to VM…"]
+
+    @pytest.mark.parametrize("uri", ["trash:///a", "smb://server/a"])
+    def test_has_no_entries_for_what_is_not_of_this_vm(self, recorder: Recorder, host: str, uri: str) -> None:
+        assert self.press(host, "", recorder.program, "file:///a", uri) == []
+
+
+NEMO = """
+import os, sys
+from gi.repository import Gio, GLib
+command, *paths = [os.fsencode(word) for word in sys.argv[1:]]
+uris = " ".join('"' + Gio.File.new_for_path(path).get_uri() + '"' for path in paths)
+GLib.spawn_command_line_async(os.fsdecode(command).replace("%U", uris))
+"""
+"""How it expands and starts an action with ``Quote=double``."""
+
+
+@pytest.mark.parametrize("name", ["send-to-vm", "open-in-dvm"])
+def test_nemo_passes_uris_which_no_name_can_end(recorder: Recorder, files: list[bytes], tmp_path: Path, name: str) -> None:
+    action = recorder.entry(FILE_MANAGERS / f"nemo/{name}.nemo_action", tmp_path / "action")
+    keys = dict(line.split("=", 1) for line in action.read_text().splitlines() if "=" in line)
+    assert (keys["Quote"], keys["UriScheme"], keys["Selection"]) == ("double", "file", "notnone")
+    subprocess.run([PYTHON, "-c", NEMO, keys["Exec"], *files], check=True)
+    assert local_paths([os.fsdecode(word) for word in recorder.noted()], "/run/user/1000") == [os.fsdecode(path) for path in files]
