@@ -296,3 +296,10 @@ def test_what_is_no_file_of_this_vm_is_refused(desk: Desk, vm: Vm, report: Path,
     assert FIELD not in desk.texts()
     desk.press("Escape")
     assert ended(window) == outcome.CANNOT_BE_HELD
+
+
+def test_without_a_display_that_is_said(vm: Vm, report: Path) -> None:
+    window = start(vm, report, DISPLAY="", XENSTORED_PATH="")
+    _, said = window.communicate(timeout=DEADLINE_S)
+    assert window.returncode == outcome.BROKEN
+    assert "send-to-vm-window: there is no display that a window could be shown on; or use qvm-copy-to-vm" in said
