@@ -81,8 +81,9 @@ class Agent:
         return line + b"\n"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desk() -> Iterator[Desk]:
+    """One for each module: what has hung or died badly at one desk troubles no other."""
     with Desk.set_up() as desk:
         yield desk
 
