@@ -40,11 +40,10 @@ class Opening(Showing):
         self._name = things([path])
         self._whole_name = printable(os.path.basename(path))
         self._waiting = waiting
-        self._confirming = False
 
     def cancel(self) -> bool:
         """Once it is open there, only the second time: what was changed there is lost then."""
-        if self._stage == "open" and not self._confirming:
+        if self._stage in ("open", "returning") and not self._confirming and not self._cancelling:
             self._confirming = True
             return False
         return super().cancel()
@@ -54,10 +53,6 @@ class Opening(Showing):
         if count:
             self._notes.append("1 more document was not opened." if count == 1 else f"{count} more documents were not opened.")
 
-    def _enter(self, stage: str, text: str) -> None:
-        super()._enter(stage, text)
-        self._confirming = False
-
     def _heading(self) -> str:
         return f"{self._name} is open in a DisposableVM" if self._stage == "open" else f"Opening {self._name} in a DisposableVM"
 
@@ -65,9 +60,9 @@ class Opening(Showing):
         return heading.format(name=self._name)
 
     def _now(self) -> str:
+        if self._confirming:
+            return "What was changed there will be lost. Press again to end the DisposableVM, or Escape to keep it."
         if self._stage == "open":
-            if self._confirming:
-                return "What was changed there will be lost. Press again to end the DisposableVM."
             return "When it is closed there, what was changed comes back."
         more = f"\n{self._waiting} more to open after this." if self._waiting and not self.handed_over else ""
         return self._STAGES.get(self._stage, super()._now()) + more

@@ -40,7 +40,7 @@ class Shown:
         self._program = program
         self._running: Running | None = None
         self.showing: Showing | None = None
-        self.window = ProgressWindow(title, self._cancel, self._close, self.retry)
+        self.window = ProgressWindow(title, self._cancel, self._keep, self._close, self.retry)
         program.windows.append(self)
 
     def refuse(self, why: str) -> None:
@@ -66,6 +66,11 @@ class Shown:
     def _cancel(self) -> None:
         if self.showing and self.showing.cancel() and self._running:
             self._running.cancel()
+        self.update()
+
+    def _keep(self) -> None:
+        if self.showing:
+            self.showing.keep()
         self.update()
 
     def _close(self) -> None:

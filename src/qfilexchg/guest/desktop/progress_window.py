@@ -21,10 +21,14 @@ OFFERS: Final = {SKIP: "_Leave these out", ARCHIVE: "_Pack all into one tar file
 
 
 class ProgressWindow:
-    """``cancel`` is called when the person wants it to end, ``close`` when they have done with the window, ``retry`` with an offer."""
+    """``cancel`` is called when the person wants it to end, ``keep`` when they were asked again and do not, ``close`` when they have done
+    with the window, ``retry`` with an offer."""
 
-    def __init__(self, title: str, cancel: Callable[[], None], close: Callable[[], None], retry: Callable[[str], None]) -> None:
+    def __init__(
+        self, title: str, cancel: Callable[[], None], keep: Callable[[], None], close: Callable[[], None], retry: Callable[[str], None]
+    ) -> None:
         self._cancel = cancel
+        self._keep = keep
         self._close = close
         self._retry = retry
         self._view: View | None = None
@@ -146,6 +150,8 @@ class ProgressWindow:
         view = self._view
         if view and view.aside:
             self._keep_aside()  # a document is open: what becomes of it must be told
+        elif view and view.confirming:
+            self._keep()
         elif view and view.cancel:
             self._cancel()
         elif view and view.can_leave:

@@ -57,6 +57,8 @@ class View:
     """What cannot be held or was left out, a line each."""
     cancel: str = ""
     """The word on the button that ends it; empty where it cannot be ended any more."""
+    confirming: bool = False
+    """Whether it takes one more press of that button, and anything else means no."""
     can_leave: bool = False
     """Whether nothing is missed if the window goes."""
     offers: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class Showing:
         self._left_out = False
         self._cancelling = False
         self._too_late = False
+        self._confirming = False
         self._told_end: tuple[int, str] | None = None
         self._status: int | None = None
         self._why = ""
@@ -110,6 +113,7 @@ class Showing:
             counts=_counts(self._counted) if self._counted and (copying or self._stage == "writing-out") else "",
             notes=tuple(self._notes),
             cancel="" if self._cancelling or self._too_late else self._cancel_word(),
+            confirming=self._confirming,
             can_leave=self._too_late,
             aside=self._aside(),
         )
@@ -155,9 +159,14 @@ class Showing:
         self._cancelling = True
         return True
 
+    def keep(self) -> None:
+        """The person was asked whether it is really to end, and it is not."""
+        self._confirming = False
+
     def _enter(self, stage: str, text: str) -> None:
         self._stage = stage
         self._text = text
+        self._confirming = False
         if stage == "too-late":
             self._cancelling, self._too_late = False, True
 

@@ -237,14 +237,25 @@ class TestOpening:
         view = end(showing, status, "report.pdf is as it was")
         assert (view.end, view.text, view.closes_s, view.aside) == (kind, "report.pdf is as it was", None, False)
 
-    def test_to_end_it_while_it_is_open_takes_two_presses(self) -> None:
+    @pytest.mark.parametrize("word", ["open", "returning"])
+    def test_to_end_it_while_it_is_open_takes_two_presses(self, word: str) -> None:
         showing = opening()
-        stage(showing, "open")
+        stage(showing, word)
         assert not showing.cancel()
         assert (showing.view.aside, showing.view.cancel) == (False, "End DisposableVM")
         assert "lost" in showing.view.text
         assert showing.cancel()
         assert not showing.view.aside
+        assert not showing.cancel()
+
+    def test_between_the_two_presses_it_can_be_kept(self) -> None:
+        showing = opening()
+        stage(showing, "open")
+        showing.cancel()
+        assert showing.view.confirming
+        showing.keep()
+        assert (showing.view.confirming, showing.view.aside) == (False, True)
+        assert not showing.cancel()
 
     def test_a_press_before_it_was_open_does_not_count_as_the_first(self) -> None:
         showing = opening()
