@@ -131,6 +131,7 @@ class TestStages:
         desk.sees("outgoing cannot be opened in a DisposableVM")
         desk.sees(f"{vm.outgoing} is a folder; name one file")
         assert vm.asks_nothing()
+        desk.sees("Close", "push button", "FOCUSED")
         desk.press("Escape")
         assert ended(window) == outcome.CANNOT_BE_HELD
 
@@ -145,6 +146,7 @@ class TestCancel:
         if way == "Cancel":
             desk.clicks("Cancel", "push button", "SENSITIVE")
         else:
+            desk.sees("Cancel", "push button", "FOCUSED")
             desk.press(way)
         vm.takes_back()
         desk.sees("Cancelled: report.pdf is as it was")
@@ -230,6 +232,7 @@ class TestSeveral:
         if end == "cancelled":
             vm.replies(request, "asking")
             desk.sees("Waiting for an answer in dom0…\n2 more to open after this.")
+            desk.sees("Cancel", "push button", "FOCUSED")
             desk.press("Escape")
         else:
             vm.replies(request, "denied")

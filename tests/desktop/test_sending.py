@@ -60,6 +60,7 @@ class TestDestination:
         assert ended(window) == 0
         window = start(vm, report)
         desk.sees("personal", "list item")
+        desk.sees(FIELD, "text", "FOCUSED")
         desk.press("Escape")
         assert ended(window) == outcome.CANCELLED
         assert vm.asks_nothing()
@@ -68,6 +69,7 @@ class TestDestination:
         vm.knows("untrusted", "personal", "work")
         window = start(vm, report)
         desk.sees("work", "list item")
+        desk.sees(FIELD, "text", "FOCUSED")
         desk.picture("s1-destination", DRAWN_S)
         desk.types("p")
         desk.does_not_see("work")
@@ -92,6 +94,7 @@ class TestDestination:
         vm.knows("untrusted", "personal")
         start(vm, report)
         desk.sees("untrusted", "list item")
+        desk.sees(FIELD, "text", "FOCUSED")
         desk.press("Down", "Delete")
         desk.does_not_see("untrusted")
         until(lambda: vm.known() == ["personal"], "the name is forgotten")
@@ -246,6 +249,7 @@ class TestCancel:
         if way == "Cancel":
             desk.clicks("Cancel", "push button", "SENSITIVE")
         else:
+            desk.sees("Cancel", "push button", "FOCUSED")
             desk.press(way)
 
 
@@ -264,6 +268,7 @@ class TestWhatAPendriveCannotHold:
         desk.sees(f"{folder}/link: it is a link\n{folder}/what?\\n<b>.txt: its name has < > ?")
         desk.picture("s11-cannot-be-held", DRAWN_S)
         assert vm.asks_nothing()
+        desk.sees("Close", "push button", "FOCUSED")
         desk.press("alt+l")
         vm.attaches()
         vm.delivers(vm.takes("send"))
@@ -283,6 +288,7 @@ class TestWhatAPendriveCannotHold:
     def test_need_not_be_sent_at_all(self, desk: Desk, vm: Vm, folder: Path) -> None:
         window = send_to_personal(desk, vm, folder)
         desk.sees("Pack all into one tar file", "push button")
+        desk.sees("Close", "push button", "FOCUSED")
         desk.press("Escape")
         assert ended(window) == outcome.CANNOT_BE_HELD
         assert vm.asks_nothing()
@@ -294,6 +300,7 @@ def test_what_is_no_file_of_this_vm_is_refused(desk: Desk, vm: Vm, report: Path,
     desk.sees("This cannot be done")
     desk.picture("s12-not-local", DRAWN_S)
     assert FIELD not in desk.texts()
+    desk.sees("Close", "push button", "FOCUSED")
     desk.press("Escape")
     assert ended(window) == outcome.CANNOT_BE_HELD
 
