@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,29 @@ def test_units_rules_and_documentation_are_where_debian_looks_for_them(dom0: Pac
         "lib/modprobe.d/qfilexchg-dom0.conf",
         "etc/xdg/autostart/qfilexchg-agent.desktop",
     } < dom0.files()
+
+
+def test_the_entries_of_file_managers_are_where_each_looks_and_start_programs_that_are_there(packages: dict[str, Package]) -> None:
+    vm = packages["qfilexchg-vm"]
+    entries = {
+        "usr/share/Thunar/sendto/thunar-send-to-vm.desktop",
+        "usr/share/Thunar/sendto/thunar-open-in-dvm.desktop",
+        "usr/share/caja-python/extensions/qfilexchg_caja.py",
+        "usr/share/file-manager/actions/pcmanfm-send-to-vm.desktop",
+        "usr/share/file-manager/actions/pcmanfm-open-in-dvm.desktop",
+        "usr/share/kio/servicemenus/dolphin-send-to-vm.desktop",
+        "usr/share/kio/servicemenus/dolphin-open-in-dvm.desktop",
+        "usr/share/nautilus-python/extensions/qfilexchg_nautilus.py",
+        "usr/share/nemo/actions/send-to-vm.nemo_action",
+        "usr/share/nemo/actions/open-in-dvm.nemo_action",
+    }
+    assert entries < vm.files()
+    code = vm.root / "usr/lib/qubes/python/qfilexchg/guest/desktop/menus.py"
+    texts = [(vm.root / entry).read_text() for entry in entries] + [code.read_text()]
+    programs = {name for text in texts for name in re.findall(r"/usr/lib/qubes/[a-z][a-z-]*-window", text)}
+    assert len(programs) == 2
+    for program in programs:
+        assert os.access(vm.root / program.removeprefix("/"), os.X_OK)
 
 
 @pytest.mark.parametrize("unit", ["lib/systemd/system/qfilexchgd.service", "usr/lib/systemd/user/qfilexchg-agent.service"])

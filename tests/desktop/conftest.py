@@ -1,4 +1,4 @@
-"""The desktop tier: the real agent on a real screen, the daemon played by the test."""
+"""The desktop tier: the real agent and the real windows of a VM on a real screen, what they talk to played by the test."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Welcome, encode, parse_from_agent
+from qfilexchg.protocol.names import DomainId
 from tests.desktop.desk import DEADLINE_S, PYTHON, TOP, Desk
+from tests.desktop.vm import Vm, serve_store
 
 
 class Agent:
@@ -78,10 +81,26 @@ class Agent:
         return line + b"\n"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desk() -> Iterator[Desk]:
+    """One for each module: what has hung or died badly at one desk troubles no other."""
     with Desk.set_up() as desk:
         yield desk
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Path]:
+    with serve_store() as rundir:
+        yield rundir
+
+
+DOMAINS = map(DomainId, count(1))
+
+
+@pytest.fixture
+def vm(desk: Desk, store: Path) -> Iterator[Vm]:
+    with Vm.set_up(desk, store, next(DOMAINS)) as vm:
+        yield vm
 
 
 Start = Callable[..., Agent]

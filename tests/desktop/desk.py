@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 DEADLINE_S = 20.0
+LOOK_S = 0.06
+"""A program that is just coming to the accessibility bus may fail to, if the eye asks for it without a pause."""
+SETTLE_S = 0.1
+WINDOW_MANAGERS = {"alt+F4", "alt+Tab"}
+"""Keys that the window manager takes, which hears of the focus a little later than the window that has it."""
 PYTHON = "/usr/bin/python3"
 TOP = Path(__file__).resolve().parents[2]
 OUT = TOP / ".ci/out/desktop"
@@ -27,7 +32,7 @@ def until(look: Callable[[], T | None], what: str) -> T:
     while not (seen := look()):
         if time.monotonic() > end:
             raise AssertionError(f"not within {DEADLINE_S:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(LOOK_S)
     return seen
 
 
@@ -115,11 +120,17 @@ class Desk:
         """Wait until no widget with this name shows any more."""
         until(lambda: not any(widget.name == name and "SHOWING" in widget.states for widget in self.look()), f"no {name!r}")
 
+    def shows_window(self, title: str) -> bool:
+        """Whether a window with this title is on the screen, and not kept as an icon."""
+        return bool(self._xdotool("search", "--onlyvisible", "--name", f"^{title}$"))
+
     def texts(self) -> list[str]:
         """All that can be read."""
         return [widget.name for widget in self.look() if widget.name and "SHOWING" in widget.states]
 
     def press(self, *keys: str) -> None:
+        if WINDOW_MANAGERS & set(keys):
+            self.waits(SETTLE_S)
         self._xdotool("key", "--clearmodifiers", *keys)
 
     def types(self, text: str) -> None:
@@ -128,6 +139,15 @@ class Desk:
     def click(self, widget: Widget) -> None:
         x, y = widget.centre
         self._xdotool("mousemove", str(x), str(y), "click", "1")
+
+    def clicks(self, name: str, role: str, *states: str) -> None:
+        """Click on it when it has come to rest: a window that has just got more text may be about to move its buttons."""
+        before = self.sees(name, role, *states)
+        self.waits(SETTLE_S)
+        while (now := self.sees(name, role, *states)).place != before.place:
+            before = now
+            self.waits(SETTLE_S)
+        self.click(now)
 
     def click_at(self, x: int, y: int) -> None:
         self._xdotool("mousemove", str(x), str(y), "click", "1")
@@ -140,8 +160,9 @@ class Desk:
         """A person takes this time before they do something: it is what is tested, and waits for nothing."""
         time.sleep(seconds)
 
-    def picture(self, name: str) -> None:
-        """Save what is on the screen, for people to look at."""
+    def picture(self, name: str, after_s: float = 0.0) -> None:
+        """Save what is on the screen, for people to look at. What assistive technology knows may be drawn a moment later."""
+        self.waits(after_s)
         self._ask({"do": "picture", "path": str(self.picture_path(name))})
 
     def picture_path(self, name: str) -> Path:

@@ -82,6 +82,35 @@ class TestCopy:
         assert personal.output("blkid", "-p", "-o", "value", "-s", "LABEL", "/dev/xvdh", user="root") == "work\n"
         personal.output("umount", "/mnt/incoming")
 
+    @pytest.mark.trial
+    def test_a_terminal_shows_what_came_takes_it_out_and_ejects_it(self, lab: Lab, work: Vm, personal: Vm) -> None:
+        rule(lab, "work personal allow")
+        assert personal.run("qvm-incoming").stderr == b"qvm-incoming: no pendrive is here\n"
+        work.output("sh", "-c", 'mkdir "a b" && echo one > "a b/-rf" && printf two > "$(printf \'a b/caf\\303\\251\')"')
+        assert work.run("qvm-copy-to-vm", "personal", "a b").returncode == 0
+        assert personal.run("sh", "-c", WAIT_MOUNTED).returncode == 0
+        listed = personal.output("qvm-incoming")
+        assert listed.startswith("From work, in /mnt/incoming:\n") and listed.endswith("2 files, 7 B\n")
+        for _ in range(2):
+            assert personal.run("qvm-incoming", "copy", "came in").returncode == 0
+        assert personal.output("sh", "-c", "cd 'came in' && find . -type f | sort").splitlines() == [
+            "./a b (from work)/-rf",
+            "./a b (from work)/café",
+            "./a b/-rf",
+            "./a b/café",
+        ]
+        assert personal.output("cat", "came in/a b/-rf") == "one\n"
+        held = lab.popen("qvm-run", "personal", "sh", "-c", "cd '/mnt/incoming/a b' && echo there && exec sleep 600")
+        assert held.stdout and held.stdout.readline() == b"there\n"
+        in_use = personal.run("qvm-incoming", "eject")
+        assert (in_use.returncode, in_use.stderr[:47]) == (6, b"qvm-incoming: something still uses the pendrive")
+        personal.output("pkill", "-x", "sleep")
+        ended(held)
+        assert personal.run("qvm-incoming", "eject").stderr == b"It is gone.\n"
+        spool_is_empty(lab)
+        work.output("rm", "-rf", "a b")
+        personal.output("rm", "-rf", "came in")
+
     def test_a_pendrive_without_a_vfat_goes_back_at_once_and_is_not_mounted(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         work.output(PENCTL, "new")

@@ -8,6 +8,10 @@ from qfilexchg.guest.progress import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from typing import Final
+
+REPORT: Final = "--report=json"
+"""Of the commands that a window can run; see :mod:`qfilexchg.guest.report`."""
 
 
 def split(arguments: Sequence[str], known: Collection[str], command: str) -> tuple[list[str], set[str]] | None:

@@ -11,12 +11,12 @@ import sys
 
 from qfilexchg.errors import QfilexchgError
 from qfilexchg.guest import fat
-from qfilexchg.guest.arguments import split
+from qfilexchg.guest.arguments import REPORT, split
 from qfilexchg.guest.copying import Copy
 from qfilexchg.guest.interruption import Interruption
 from qfilexchg.guest.outcome import BROKEN, DONE, CannotBeHeld, NoRoom, Occupied, Usage, exit_status
 from qfilexchg.guest.outgoing import Outgoing
-from qfilexchg.guest.progress import Progress, printable, size
+from qfilexchg.guest.progress import Progress, size
 from qfilexchg.guest.request import Exchange
 from qfilexchg.guest.slot import OUTGOING
 from qfilexchg.guest.survey import ArchiveJudge, FatJudge, Survey, survey
@@ -40,6 +40,7 @@ asked to allow it. Nothing here is changed or removed. Ctrl-C gives up and takes
 
   --skip      leave out what a pendrive cannot hold, instead of stopping
   --archive   pack everything into one tar file, which keeps all names, modes, times and links; unpack it with: tar -xpf FILE
+  --report=json  tell programs what is done, in lines of JSON on standard output; PROTOCOL.md has them
   --help      show this
   --          what follows are files and folders, even if they begin with a dash
 
@@ -65,16 +66,17 @@ _SETTLE_S: Final = 2.0
 class Order:
     """What the command line asks for."""
 
-    def __init__(self, target: VmName, sources: Sequence[str], *, skip: bool, archive: bool) -> None:
+    def __init__(self, target: VmName, sources: Sequence[str], *, skip: bool, archive: bool, report: bool = False) -> None:
         self.target: Final = target
         self.sources: Final = sources
         self.skip: Final = skip
         self.archive: Final = archive
+        self.report: Final = report
 
 
 def parse(arguments: Sequence[str]) -> Order | None:
     """Understand the command line; None asks for help. Raises :exc:`Usage` and BadName."""
-    understood = split(arguments, ("--skip", "--archive"), _COMMAND)
+    understood = split(arguments, ("--skip", "--archive", REPORT), _COMMAND)
     if understood is None:
         return None
     words, options = understood
@@ -82,7 +84,8 @@ def parse(arguments: Sequence[str]) -> Order | None:
         raise Usage("name a VM, and at least one file or folder", _COMMAND)
     if words[0] == DISPOSABLE:
         raise Usage("a DisposableVM opens documents; it takes no copies", _COMMAND)
-    return Order(VmName.parse(words[0]), words[1:], skip="--skip" in options, archive="--archive" in options)
+    target, chosen = VmName.parse(words[0]), options.__contains__
+    return Order(target, words[1:], skip=chosen("--skip"), archive=chosen("--archive"), report=chosen(REPORT))
 
 
 class Cargo:
@@ -99,6 +102,7 @@ class Cargo:
         room = os.statvfs(folder)
         if room.f_bavail * room.f_frsize < self.copy_bytes:
             raise NoRoom(self.pendrive_bytes)
+        progress.state("copying", "Copying…")
         progress.begin(self.copy_bytes, self.found.files)
         self._writer(folder, progress, interruption, self.pendrive_bytes).run(self.found.items)
 
@@ -131,7 +135,7 @@ def deliver(cargo: Cargo, target: VmName, outgoing: Outgoing, slot: Slot, progre
         slot.mount()
         mounted = True
         cargo.load(slot.folder, progress, interruption)
-        progress.state("Writing out what is left…")
+        progress.state("writing-out", "Writing out what is left…")
         slot.sync()
         slot.unmount()
         mounted = False
@@ -139,11 +143,11 @@ def deliver(cargo: Cargo, target: VmName, outgoing: Outgoing, slot: Slot, progre
         outgoing.send(target)
     except BaseException:
         interruption.shield()
-        progress.state("Giving the pendrive back…")
+        progress.state("giving-back", "Giving the pendrive back…")
         if mounted:
             _abandon(slot, progress)
         if outgoing.give_back():
-            progress.say("It was too late to stop: the pendrive has been delivered.")
+            progress.milestone("too-late", "It was too late to stop: the pendrive has been delivered.")
             return
         raise
 
@@ -163,23 +167,23 @@ def main(arguments: Sequence[str] | None = None, slot: Slot = OUTGOING) -> int:
         if order is None:
             sys.stdout.write(HELP)
             return DONE
-        with Interruption() as interruption:
+        if order.report:
+            from qfilexchg.guest.report import Report  # here, as a person at a terminal needs no JSON
+
+            progress = Report(sys.stdout)
+        with Interruption(progress.listener) as interruption:
             return _carry_out(order, slot, progress, interruption)
     except QfilexchgError as error:
-        progress.say(f"{_COMMAND}: {error}")
-        return exit_status(error)
+        return progress.fail(_COMMAND, error, exit_status(error))
     except OSError as error:
-        progress.say(f"{_COMMAND}: {error}")
-        return BROKEN
+        return progress.fail(_COMMAND, error, BROKEN)
 
 
 def _carry_out(order: Order, slot: Slot, progress: Progress, interruption: Interruption) -> int:
-    progress.state("Looking through what is to be sent…")
+    progress.state("looking", "Looking through what is to be sent…")
     cargo = plan(order, slot.folder, interruption.check)
     if problems := cargo.found.problems:
-        progress.say("Left out:" if order.skip else "These cannot be sent:")
-        for problem in problems:
-            progress.say(f"  {printable(problem.source)}: {problem.why}")
+        progress.problems(problems, left_out=order.skip)
         if not order.skip:
             advice = "leave them out with --skip"
             raise CannotBeHeld(advice if order.archive else f"{advice}, or pack everything into one tar file with --archive")
@@ -188,21 +192,21 @@ def _carry_out(order: Order, slot: Slot, progress: Progress, interruption: Inter
     if not order.archive and (count := cargo.found.beyond_calendar):
         progress.say(f"{count} of the times are outside of 1980 to 2107; a pendrive gets the nearest it can hold.")
     with Store.open() as store:
-        outgoing = Outgoing(Exchange(store, interruption), lambda reply: _show(reply, order.target, progress))
-        progress.state("Asking dom0 for a pendrive…")
+        outgoing = Outgoing(Exchange(store, interruption), lambda reply: _show(reply, order.target, progress, sending=outgoing.sending))
+        progress.state("getting", "Asking dom0 for a pendrive…")
         deliver(cargo, order.target, outgoing, slot, progress, interruption)
-    progress.say(f"Delivered to {order.target}: {cargo.found.files} files, {size(cargo.copy_bytes)}.")
-    return DONE
+    progress.milestone("delivered", f"Delivered to {order.target}: {cargo.found.files} files, {size(cargo.copy_bytes)}.")
+    return progress.done()
 
 
-def _show(reply: Reply, target: VmName, progress: Progress) -> None:
+def _show(reply: Reply, target: VmName, progress: Progress, *, sending: bool) -> None:
     match reply.state:
         case "asking":
-            progress.state("Waiting for an answer in dom0…")
+            progress.state("asking", "Waiting for an answer in dom0…")
         case "queued":
-            progress.state(f"Allowed; waiting until {target} is done with its last pendrive…")
-        case "accepted":
-            progress.state("Allowed; the pendrive is on its way…")
+            progress.state("queued", f"Allowed; waiting until {target} is done with its last pendrive…")
+        case "accepted" if sending:
+            progress.state("leaving", "Allowed; the pendrive is on its way…")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 A copy must give its pendrive back however it ends, so a signal may not break off a half-sent request or a half-made mount. The
 handlers only note that the person wants to stop; :meth:`Interruption.check` and every wait raise :exc:`Cancelled` then. It is
 raised once: what follows is the clean-up, which is short and bounded.
+
+A command that reports to a program has no terminal that could be closed. The end of that program is noticed instead: nobody reads
+the pipe any more.
 """
 
 from __future__ import annotations
@@ -31,10 +34,14 @@ class Cancelled(CallerError):
 
 
 class Interruption:
-    """Notes the signals while it is entered. One at a time in a process: signals have one handler each."""
+    """Notes the signals while it is entered. One at a time in a process: signals have one handler each.
 
-    def __init__(self) -> None:
+    ``listener`` is a pipe whose reader's end counts as a signal.
+    """
+
+    def __init__(self, listener: int | None = None) -> None:
         self.wanted = False
+        self._listener = listener
         self._heeding = True
 
     def __enter__(self) -> Self:
@@ -55,7 +62,7 @@ class Interruption:
 
     def check(self) -> None:
         """Raise :exc:`Cancelled` if a signal came and none was heeded yet."""
-        if self.wanted and self._heeding:
+        if self._heeding and (self.wanted or self._is_alone()):
             self._heeding = False
             raise Cancelled
 
@@ -67,6 +74,10 @@ class Interruption:
         """Heed signals again, and one that came meanwhile: there was nothing to clean up."""
         self._heeding = True
 
+    def dismiss(self) -> None:
+        """From here on go on without the listener."""
+        self._listener = None
+
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = select.POLLIN) -> bool:
         """Wait until a descriptor shows one of ``events`` or an error; False after ``timeout_s`` seconds. Raises :exc:`Cancelled`."""
         self.check()
@@ -75,6 +86,16 @@ class Interruption:
             poll.register(descriptor, events)
         if self._heeding:
             poll.register(self._reader, select.POLLIN)
+            if self._listener is not None:
+                poll.register(self._listener, 0)
         ready = poll.poll(max(0.0, timeout_s) * 1000)
         self.check()
         return bool(ready)
+
+    def _is_alone(self) -> bool:
+        """Whether there was a listener, and is no more: the one thing that poll tells without being asked (POLLERR)."""
+        if self._listener is None:
+            return False
+        poll = select.poll()
+        poll.register(self._listener, 0)
+        return bool(poll.poll(0))

@@ -16,7 +16,7 @@ import time
 
 from qfilexchg.errors import HostError, QfilexchgError
 from qfilexchg.guest import document, sequence
-from qfilexchg.guest.arguments import split
+from qfilexchg.guest.arguments import REPORT, split
 from qfilexchg.guest.document import Changed
 from qfilexchg.guest.interruption import Cancelled, Interruption
 from qfilexchg.guest.outcome import (
@@ -65,6 +65,7 @@ beside it as "FILE (edited in dispN)". Ctrl-C destroys the DisposableVM and leav
 
   --view-only   nothing comes back, whatever is done to the document there; other accounts than user need this
   --no-wait     end as soon as the DisposableVM has the document; it comes back all the same
+  --report=json tell programs what is done, in lines of JSON on standard output; PROTOCOL.md has them
   --help        show this
   --            what follows is a file, even if it begins with a dash
 
@@ -154,21 +155,22 @@ class TooLarge(NoRoom):
 class Order:
     """What the command line asks for."""
 
-    def __init__(self, file: str, *, view_only: bool, wait: bool) -> None:
+    def __init__(self, file: str, *, view_only: bool, wait: bool, report: bool = False) -> None:
         self.file: Final = file
         self.view_only: Final = view_only
         self.wait: Final = wait
+        self.report: Final = report
 
 
 def parse(arguments: Sequence[str]) -> Order | None:
     """Understand the command line; None asks for help. Raises :exc:`Usage`."""
-    understood = split(arguments, ("--view-only", "--no-wait"), _COMMAND)
+    understood = split(arguments, ("--view-only", "--no-wait", REPORT), _COMMAND)
     if understood is None:
         return None
     files, options = understood
     if len(files) != 1:
         raise Usage("name one file", _COMMAND)
-    return Order(files[0], view_only="--view-only" in options, wait="--no-wait" not in options)
+    return Order(files[0], view_only="--view-only" in options, wait="--no-wait" not in options, report=REPORT in options)
 
 
 class Document:
@@ -203,6 +205,7 @@ class Document:
             source = self.open()
             try:
                 status = os.fstat(source)
+                progress.state("copying", "Copying…")
                 progress.begin(status.st_size, 1)
                 digest = document.write(device, self.name, source, status.st_size, progress, interruption)
                 progress.file_done()
@@ -210,7 +213,7 @@ class Document:
             except Changed:
                 if last:
                     raise
-                progress.state("It changed while it was being read; reading it again…")
+                progress.state("again", "It changed while it was being read; reading it again…")
             finally:
                 os.close(source)
         raise AssertionError("the second attempt ends it")
@@ -255,7 +258,7 @@ class Opening:
             outgoing.send(None, self.seq, view_only=self._view_only)
         except BaseException as error:
             interruption.shield()
-            self._progress.state("Giving the pendrive back…")
+            self._progress.state("giving-back", "Giving the pendrive back…")
             if not outgoing.give_back():
                 self._book.forget(self.seq)
                 if isinstance(error, NoRoom):
@@ -265,18 +268,20 @@ class Opening:
                 return False
             interruption.unshield()  # word of it was late, no more
         self._tell_handed_over()
+        self._progress.state("delivered", "A DisposableVM has it…")
         return True
 
     def show(self, reply: Reply) -> None:
         """A state of a request."""
         match reply.state:
             case "asking":
-                self._progress.state("Waiting for an answer in dom0…")
+                self._progress.state("asking", "Waiting for an answer in dom0…")
             case "accepted" if self._sending:
                 self._tell_handed_over()
                 if reply.detail == "preparing":
-                    self._say("the savefile of the DisposableVMs is being made first")
-                self._progress.state("A DisposableVM is being made…")
+                    self._tell("preparing", "the savefile of the DisposableVMs is being made first")
+                    return
+                self._progress.state("starting", "A DisposableVM is being made…")
 
     def watch(self, open_store: Callable[[float], Store], interruption: Interruption) -> None:
         """Wait until the document is closed, and tell of its stages; returns if it is unchanged, or has its changes.
@@ -313,7 +318,7 @@ class Opening:
 
     def destroy(self, exchange: Exchange) -> bool:
         """Have the DisposableVM destroyed, and whatever was done in it; False if it is too late for that."""
-        self._progress.state("Destroying the DisposableVM…")
+        self._progress.state("destroying", "Destroying the DisposableVM…")
         reply = exchange.carry_out(Request("forget", seq=self.seq, request_id=fresh_id()))
         if reply.state != "cancelled":
             return False
@@ -329,10 +334,10 @@ class Opening:
     def _tell_handed_over(self) -> None:
         if not self._handed_over:
             self._handed_over = True
-            self._say("handed to dom0")
+            self._tell("handed-over", "handed to dom0")
 
-    def _say(self, text: str) -> None:
-        self._progress.say(f"{self._clock() - self._began_at:6.1f} s  {text}")
+    def _tell(self, stage: str, text: str) -> None:
+        self._progress.milestone(stage, text, self._clock() - self._began_at)
 
     def _outcome(self) -> Outcome | None:
         return None if self._view_only else self._book.outcome(self.seq)
@@ -352,20 +357,20 @@ class Opening:
         name = self._document.name
         match stage.word:
             case "starting":
-                self._progress.state("A DisposableVM is being made…")
+                self._progress.state("starting", "A DisposableVM is being made…")
             case "preparing":
-                self._say("the savefile of the DisposableVMs is being made first")
+                self._tell("preparing", "the savefile of the DisposableVMs is being made first")
             case "open":
-                self._say(f"open in {stage.vm}")
+                self._tell("open", f"open in {stage.vm}")
             case "returning":
-                self._say("changed; on its way back")
+                self._tell("returning", "changed; on its way back")
                 if self._incoming.mounted():
-                    self._say(f"unmount {self._incoming.folder}: the document waits for that")
+                    self._tell("blocked", f"unmount {self._incoming.folder}: the document waits for that")
             case "returned":
-                self._progress.state("It is here; being put in its place…")
+                self._progress.state("returned", "It is here; being put in its place…")
             case "unchanged":
                 self._book.forget(self.seq)
-                self._say(f"closed: {printable(name)} was not changed")
+                self._tell("unchanged", f"closed: {printable(name)} was not changed")
                 return True
             case _:
                 self._book.forget(self.seq)
@@ -378,11 +383,11 @@ class Opening:
         if outcome.word == FAILED:
             if outcome.why != self._failing:
                 self._failing = outcome.why
-                self._say(printable(outcome.why))
+                self._tell("not-placed", printable(outcome.why))
             return False
         self._book.drop_outcome(self.seq)
         if outcome.word == REPLACED:
-            self._say(f"returned: {printable(name)} now has the changes{f' of {told.vm}' if told and told.vm else ''}")
+            self._tell("replaced", f"returned: {printable(name)} now has the changes{f' of {told.vm}' if told and told.vm else ''}")
             return True
         if outcome.word == BESIDE:
             raise Beside(name, outcome.why, outcome.path)
@@ -404,14 +409,16 @@ def main(arguments: Sequence[str] | None = None, slot: Slot = OUTGOING, incoming
         if order is None:
             sys.stdout.write(HELP)
             return DONE
+        if order.report:
+            from qfilexchg.guest.report import Report  # here, as a person at a terminal needs no JSON
+
+            progress = Report(sys.stdout)
         _carry_out(order, slot, incoming, progress)
-        return DONE
+        return progress.done()
     except QfilexchgError as error:
-        progress.say(f"{_COMMAND}: {error}")
-        return exit_status(error)
+        return progress.fail(_COMMAND, error, exit_status(error))
     except OSError as error:
-        progress.say(f"{_COMMAND}: {error}")
-        return BROKEN
+        return progress.fail(_COMMAND, error, BROKEN)
 
 
 def _carry_out(order: Order, slot: Slot, incoming: Slot, progress: Progress) -> None:
@@ -423,13 +430,14 @@ def _carry_out(order: Order, slot: Slot, incoming: Slot, progress: Progress) -> 
     book = sequence.book_in(sequence.home())
     book.tidy(sequence.this_boot(), time.time())
     opening = Opening(found, book, progress, incoming, view_only=order.view_only, clock=time.monotonic)
-    with Interruption() as interruption:
+    with Interruption(progress.listener) as interruption:
         with Store.open() as store:
-            progress.state("Asking dom0 for a pendrive…")
+            progress.state("getting", "Asking dom0 for a pendrive…")
             in_time = opening.deliver(Outgoing(Exchange(store, interruption), opening.show), slot, interruption)
         if in_time and not order.wait:
             return
-        # A terminal that is closed must not take with it what is worked on elsewhere.
+        # A terminal or window that is closed must not take with it what is worked on elsewhere.
+        interruption.dismiss()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             if not in_time:
@@ -441,7 +449,7 @@ def _carry_out(order: Order, slot: Slot, incoming: Slot, progress: Progress) -> 
             with Store.open() as store:
                 if opening.destroy(Exchange(store, interruption)):
                     raise
-    progress.say("It is too late to stop: the document is closed there. Ctrl-C again ends the waiting alone.")
+    progress.milestone("too-late", "It is too late to stop: the document is closed there. Ctrl-C again ends the waiting alone.")
     with Interruption() as interruption:
         opening.watch(Store.open, interruption)
 

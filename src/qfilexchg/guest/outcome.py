@@ -93,6 +93,31 @@ class StillMounted(CallerError):
         return f"the pendrive is still mounted: first umount {self.folder}"
 
 
+class NothingHere(CallerError):
+    """There is no incoming pendrive that a person could do something with."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class InUse(CallerError):
+    """The incoming pendrive cannot leave."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return (
+            f"something still uses the pendrive: close what is open there, and leave {self.folder} in every shell. What it is: "
+            f"fuser -vm {self.folder}"
+        )
+
+
 class Failed(HostError):
     """dom0 tried and could not. ``detail`` is its phrase for why."""
 
@@ -178,6 +203,7 @@ _STATUSES = (
     (NoRoom, NO_ROOM),
     (Occupied, OCCUPIED),
     (StillMounted, OCCUPIED),
+    (InUse, OCCUPIED),
     (Beside, BESIDE),
     (NoProgram, NO_PROGRAM),
     (Ended, ENDED),

@@ -32,6 +32,8 @@ class Outgoing:
         self._exchange = exchange
         self._on_state = on_state
         self._here = False
+        self.sending = False
+        """Whether what dom0 replies is about the sending of it."""
         self._unsure: Request | None = None
         """A request that dom0 may have taken, with an end that is not known."""
 
@@ -47,7 +49,7 @@ class Outgoing:
 
         No target means a new DisposableVM; then ``view_only`` says that nothing is to come back.
         """
-        self._here = True
+        self._here = self.sending = True
         reply = self._ask(Request("send", target=target, seq=seq, request_id=fresh_id(), view_only=view_only))
         if reply.state != "delivered":
             raise _error(reply, 0)

@@ -1,4 +1,7 @@
-"""What a person sees while a copy runs: on a terminal one line that is drawn over and over, elsewhere one line at the end."""
+"""What a person sees while a copy runs: on a terminal one line that is drawn over and over, elsewhere one line at the end.
+
+Each stage has a word besides its sentence, for programs that show the same in their own way (:mod:`qfilexchg.guest.report`).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final, TextIO
+
+    from qfilexchg.guest.survey import Problem
 
 REDRAW_S: Final = 0.2
 """Seconds between two drawings. Often enough to look alive, seldom enough to cost nothing."""
@@ -19,6 +24,9 @@ _ERASE_REST: Final = "\x1b[K"
 
 class Progress:
     """Draws to ``stream``. A stream that cannot be written any more is ignored: the copy goes on."""
+
+    listener: int | None = None
+    """A pipe without whose reader there is no sense in going on; see Interruption."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -46,10 +54,29 @@ class Progress:
         self._files += 1
         self._draw()
 
-    def state(self, text: str) -> None:
-        """What happens now, in a few words; shown on a terminal alone."""
+    def state(self, stage: str, text: str) -> None:
+        """What happens now, in a word for programs and a few for people; shown on a terminal alone."""
         if self._live:
             self._show(text)
+
+    def milestone(self, stage: str, text: str, after_s: float | None = None) -> None:
+        """A stage that leaves a line, with the seconds that it took to come there."""
+        self.say(text if after_s is None else f"{after_s:6.1f} s  {text}")
+
+    def problems(self, problems: Sequence[Problem], *, left_out: bool) -> None:
+        """What cannot be sent as it is."""
+        self.say("Left out:" if left_out else "These cannot be sent:")
+        for problem in problems:
+            self.say(f"  {printable(problem.source)}: {problem.why}")
+
+    def fail(self, command: str, error: Exception, status: int) -> int:
+        """``command`` ends with ``error``; returns its exit ``status``."""
+        self.say(f"{command}: {error}")
+        return status
+
+    def done(self) -> int:
+        """The command ends well, and its last milestone said how; returns its exit status."""
+        return 0
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -69,10 +96,15 @@ class Progress:
             f"{size(self._bytes)} of {size(self._total_bytes)}",
             f"{self._files} of {self._total_files} files",
         ]
-        elapsed = now - self._began_at
-        if elapsed >= _WARM_UP_S and self._bytes:
-            parts.append(f"{duration(elapsed * (self._total_bytes - self._bytes) / self._bytes)} left")
+        if (left_s := self._left_s(now)) is not None:
+            parts.append(f"{duration(left_s)} left")
         return "  ".join(parts)
+
+    def _left_s(self, now: float) -> float | None:
+        elapsed = now - self._began_at
+        if elapsed < _WARM_UP_S or not self._bytes:
+            return None
+        return elapsed * (self._total_bytes - self._bytes) / self._bytes
 
     def _show(self, text: str) -> None:
         try:

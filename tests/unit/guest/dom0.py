@@ -144,6 +144,9 @@ class Dom0:
     def unshield(self) -> None:
         self._heeding = True
 
+    def dismiss(self) -> None:
+        pass
+
     def wait(self, descriptors: Sequence[int], timeout_s: float, events: int = 0) -> bool:
         self.check()
         end = max(self.now + timeout_s, math.nextafter(self.now, math.inf))  # every wait takes time, be it ever so little

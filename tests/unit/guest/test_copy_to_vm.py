@@ -184,7 +184,7 @@ class TestMain:
     @pytest.fixture(autouse=True)
     def in_this_vm(self, dom0: Dom0, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Store, "open", lambda: dom0)
-        monkeypatch.setattr(copy_to_vm, "Interruption", lambda: dom0)
+        monkeypatch.setattr(copy_to_vm, "Interruption", lambda _listener: dom0)
 
     def run(self, slot: OutgoingFolder, *words: str | Path) -> int:
         return main([str(word) for word in words], slot)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ class Vm:
             raise StoreLost("it is away")
         return self.dom0
 
-    def interruption(self) -> Dom0:
+    def interruption(self, _listener: int | None = None) -> Dom0:
         self.dom0._heeding = True
         self.dom0.cancel_at = next(self.cancel_at, None)
         return self.dom0

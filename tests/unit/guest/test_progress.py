@@ -73,7 +73,7 @@ def test_elsewhere_only_what_is_said_is_written(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream, clock)
     progress.begin(10, 1)
-    progress.state("Asking…")
+    progress.state("asking", "Asking…")
     clock.now += 10
     progress.advance(10)
     progress.file_done()
@@ -84,7 +84,7 @@ def test_elsewhere_only_what_is_said_is_written(clock: Clock) -> None:
 def test_what_is_said_takes_the_place_of_the_drawn_line(clock: Clock) -> None:
     stream = Terminal()
     progress = Progress(stream, clock)
-    progress.state("Asking…")
+    progress.state("asking", "Asking…")
     progress.say("Delivered.")
     progress.say("Again.")
     assert stream.getvalue() == "\rAsking…\x1b[K\r\x1b[KDelivered.\nAgain.\n"
@@ -94,7 +94,7 @@ def test_a_terminal_that_went_away_stops_nothing(clock: Clock) -> None:
     stream = Terminal()
     progress = Progress(stream, clock)
     stream.close()
-    progress.state("Asking…")
+    progress.state("asking", "Asking…")
     progress.say("Delivered.")
 
 

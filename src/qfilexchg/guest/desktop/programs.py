@@ -1,0 +1,219 @@
+"""The two programs of the desktop, between their command lines and their last window. :mod:`.start` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+import gi  # type: ignore[import-not-found]
+
+from qfilexchg.guest import outcome
+from qfilexchg.guest.arguments import REPORT
+from qfilexchg.guest.desktop import widgets
+from qfilexchg.guest.desktop.destination_window import TITLE, DestinationWindow
+from qfilexchg.guest.desktop.destinations import Destinations
+from qfilexchg.guest.desktop.local_files import NotLocal, local_paths
+from qfilexchg.guest.desktop.opening import Opening
+from qfilexchg.guest.desktop.progress_window import ProgressWindow
+from qfilexchg.guest.desktop.running import Running
+from qfilexchg.guest.desktop.sending import Sending
+from qfilexchg.guest.desktop.showing import Refused, Showing, things
+from qfilexchg.protocol.names import VmName
+
+gi.require_version("Gdk", "3.0")
+gi.require_version("Gtk", "3.0")
+from gi.repository import Gdk, GLib, Gtk  # type: ignore[import-not-found]  # noqa: E402
+
+OPEN_TITLE: Final = "Open in DisposableVM"
+
+
+def can_show() -> bool:
+    """Whether there is a display for windows."""
+    return Gdk.Display.get_default() is not None
+
+
+class Shown:
+    """A run of a tool and its window."""
+
+    def __init__(self, program: Program, title: str) -> None:
+        self._program = program
+        self._running: Running | None = None
+        self.showing: Showing | None = None
+        self.window = ProgressWindow(title, self._cancel, self._keep, self._close, self.retry)
+        program.windows.append(self)
+
+    def refuse(self, why: str) -> None:
+        """Show why nothing is begun."""
+        self.showing = Refused(why)
+        self.update()
+
+    def run(self, argv: Sequence[str], shown: Showing) -> None:
+        self.showing = shown
+        self.update()
+        self._running = Running(argv, shown, self.update, self.ended)
+
+    def update(self) -> None:
+        if self.showing and self in self._program.windows:
+            self.window.update(self.showing.view)
+
+    def ended(self) -> None:
+        """The tool is gone."""
+
+    def retry(self, offer: str) -> None:
+        """The person has taken an offer."""
+
+    def _cancel(self) -> None:
+        if self.showing and self.showing.cancel() and self._running:
+            self._running.cancel()
+        self.update()
+
+    def _keep(self) -> None:
+        if self.showing:
+            self.showing.keep()
+        self.update()
+
+    def _close(self) -> None:
+        self.window.destroy()
+        self._program.windows.remove(self)
+        self._program.end_if_idle()
+
+
+class Program:
+    """Ends when it has no window and nothing to do any more."""
+
+    def __init__(self) -> None:
+        self.windows: list[Shown] = []
+        self.status = outcome.DONE
+
+    def run(self) -> int:
+        widgets.use_style()
+        GLib.idle_add(self.begin)
+        Gtk.main()
+        return self.status
+
+    def begin(self) -> bool:
+        raise NotImplementedError
+
+    def end_if_idle(self) -> None:
+        if not self.windows:
+            Gtk.main_quit()
+
+    def local(self, arguments: Sequence[str], title: str) -> list[str]:
+        """The files that are meant; none if that is shown to be impossible."""
+        try:
+            return local_paths(arguments, GLib.get_user_runtime_dir())
+        except NotLocal as error:
+            self.status = outcome.CANNOT_BE_HELD
+            Shown(self, title).refuse(str(error))
+            return []
+
+
+class SendToVm(Program):
+    """Asks for the destination, and sends."""
+
+    command: ClassVar[Sequence[str]] = ("/usr/bin/qvm-copy-to-vm",)
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self.known = Destinations.of(os.environ)
+
+    def begin(self) -> bool:
+        paths = self.local(self._arguments, TITLE)
+        if paths:
+            self._question: Any = DestinationWindow(things(paths), self.known, lambda vm: self._answered(paths, vm))
+        return False
+
+    def _answered(self, paths: Sequence[str], vm: VmName | None) -> None:
+        self._question.destroy()
+        if vm is None:
+            self.status = outcome.CANCELLED
+            Gtk.main_quit()
+        else:
+            _Sent(self, paths, vm).start(())
+
+
+class _Sent(Shown):
+    def __init__(self, program: SendToVm, paths: Sequence[str], vm: VmName) -> None:
+        super().__init__(program, TITLE)
+        self._sender = program
+        self._paths = paths
+        self._vm = vm
+        self._options: tuple[str, ...] = ()
+
+    def start(self, options: tuple[str, ...]) -> None:
+        self._options = options
+        argv = (*self._sender.command, REPORT, *options, self._vm, "--", *self._paths)
+        self.run(argv, Sending(self._paths, self._vm, options))
+
+    def retry(self, offer: str) -> None:
+        self.start((*self._options, offer))
+
+    def ended(self) -> None:
+        status = self.showing.status if self.showing else None
+        self._sender.status = outcome.BROKEN if status is None else status
+        if status == outcome.DONE:
+            self._sender.known.remember(self._vm)
+
+
+class OpenInDvm(Program):
+    """Opens documents, each in a DisposableVM of its own; the next when the one before has left this VM."""
+
+    command: ClassVar[Sequence[str]] = ("/usr/bin/qvm-open-in-dvm",)
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._waiting: list[str] = []
+
+    def begin(self) -> bool:
+        self._waiting = self.local(self._arguments, OPEN_TITLE)
+        self.next()
+        return False
+
+    def next(self) -> None:
+        """Open the next document, if there is one."""
+        if self._waiting:
+            path = self._waiting.pop(0)
+            _Opened(self).start(path, len(self._waiting))
+
+    def stop(self) -> int:
+        """Open no more; how many would have followed."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count
+
+    def end_if_idle(self) -> None:
+        if not self._waiting:
+            super().end_if_idle()
+
+
+class _Opened(Shown):
+    def __init__(self, program: OpenInDvm) -> None:
+        super().__init__(program, OPEN_TITLE)
+        self._opener = program
+        self._followed = False
+
+    def start(self, path: str, waiting: int) -> None:
+        self.run((*self._opener.command, REPORT, "--", path), Opening(path, waiting))
+
+    def update(self) -> None:
+        super().update()
+        if self.showing and self.showing.handed_over and not self._followed:
+            self._followed = True
+            self._opener.next()
+
+    def ended(self) -> None:
+        assert isinstance(self.showing, Opening)
+        status = self.showing.status
+        if status != outcome.DONE:
+            self._opener.status = outcome.BROKEN if status is None else status
+        if self._followed:
+            return
+        self._followed = True
+        if status in (outcome.CANNOT_BE_HELD, outcome.NO_ROOM):  # that is this document's alone
+            self._opener.next()
+        else:
+            self.showing.not_followed(self._opener.stop())
+            self.update()
