@@ -82,7 +82,6 @@ class TestCopy:
         assert personal.output("blkid", "-p", "-o", "value", "-s", "LABEL", "/dev/xvdh", user="root") == "work\n"
         personal.output("umount", "/mnt/incoming")
 
-    @pytest.mark.trial
     def test_a_terminal_shows_what_came_takes_it_out_and_ejects_it(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         assert personal.run("qvm-incoming").stderr == b"qvm-incoming: no pendrive is here\n"

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
-import pytest
-
 from tests.xen.dom0 import SPOOL, UNIT, Dom0
 from tests.xen.steps import INCOMING, OUTGOING, PENCTL, given, holders, paused, sending
 from tests.xen.vm import XenVm
-
-pytestmark = pytest.mark.trial
 
 _HOLDERS_UNTIL = """
 while true; do

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 import time
 
-import pytest
-
 from tests.xen.documents import close, make, no_disposable_left, opened, opening, sha256, write
 from tests.xen.dom0 import HOME, UNIT, Dom0
 from tests.xen.vm import XenVm
-
-pytestmark = pytest.mark.trial
 
 SETTINGS = f"{HOME}/qfilexchg.toml"
 

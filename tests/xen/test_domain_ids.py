@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.xen import create_domains
 from tests.xen.dom0 import Dom0
 from tests.xen.steps import LETTER, holders, plain_domain, receive, received, sending
 from tests.xen.vm import XenVm
-
-pytestmark = pytest.mark.trial
 
 WRAP_DEADLINE_S = 300.0
 

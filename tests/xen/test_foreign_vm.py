@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.xen.dom0 import HOME, Dom0
 from tests.xen.steps import plain_domain, receive, received, sending
 from tests.xen.vm import XenVm
-
-pytestmark = pytest.mark.trial
 
 
 def test_a_domu_that_somebody_has_made_by_xl_can_receive_and_starts_again_without_what_it_had(dom0: Dom0, work: XenVm) -> None:

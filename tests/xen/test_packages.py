@@ -14,8 +14,6 @@ from tests.xen.dom0 import HOME, UNIT, Dom0
 from tests.xen.running import DEADLINE_S
 from tests.xen.vm import XenVm
 
-pytestmark = pytest.mark.trial
-
 PACKAGE = "qfilexchg-dom0"
 UDEV_RULES = "/usr/lib/udev/rules.d/59-qfilexchg-dom0.rules"
 NEXT = "99.0"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.xen.dom0 import Dom0
 from tests.xen.steps import PENCTL
 from tests.xen.vm import XenVm
-
-pytestmark = pytest.mark.trial
 
 # Each line that it prints is something that should have failed.
 _WRITE = """

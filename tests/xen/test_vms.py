@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from tests.xen.dom0 import HOME, Dom0
 from tests.xen.running import DEADLINE_S
 from tests.xen.vm import XenVm
@@ -48,7 +46,6 @@ class TestRunning:
         assert b"/dev/pts/" in done.stdout and b"24 80\r\n42\r\n" in done.stdout
 
 
-@pytest.mark.trial
 def test_files_are_copied_in_and_out_byte_for_byte(dom0: Dom0) -> None:
     make = "mkdir -p 'a b/é' out && head -c 100k /dev/urandom > 'a b/é/data' && echo dash > ./-option && sha256sum < 'a b/é/data'"
     expected = dom0.sh(f"cd /srv && {make}")
@@ -61,7 +58,6 @@ def test_files_are_copied_in_and_out_byte_for_byte(dom0: Dom0) -> None:
     assert (refused.returncode, b"exists already" in refused.stderr) == (1, True)
 
 
-@pytest.mark.trial
 def test_a_vm_is_made_started_shut_down_killed_and_removed(dom0: Dom0) -> None:
     dom0.output("qvm-create", "fresh", "--label", "orange", "--memory", "192")
     assert rows(dom0)["fresh"] == ["halted", "-", "orange", "192", "MiB", "AppVM"]
@@ -89,7 +85,6 @@ def test_a_vm_is_made_started_shut_down_killed_and_removed(dom0: Dom0) -> None:
     dom0.until("! losetup -a | grep -q fresh && ! xenstore-ls -f | grep -q fresh")
 
 
-@pytest.mark.trial
 def test_one_that_cannot_boot_is_reported_with_its_last_words_and_leaves_nothing(dom0: Dom0) -> None:
     dom0.output("qvm-create", "broken", "--memory", "192")
     dom0.sh(f"truncate --size=0 {HOME}/vms/broken/private.img && truncate --size=1M {HOME}/vms/broken/private.img")
