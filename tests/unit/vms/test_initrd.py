@@ -58,6 +58,19 @@ def test_each_platform_has_its_own_modules_and_not_the_others(root: Path, tmp_pa
     assert (target / "modules" / platform).read_text().split() == [f"{name}.ko" for name in (*initrd.PLATFORMS[platform], *initrd.COMMON)]
 
 
+def test_a_filesystem_that_is_a_module_is_loaded_before_the_root_is_mounted(root: Path, tmp_path: Path) -> None:
+    modules = root / "lib/modules/6.1.0"
+    (modules / "kernel/fs").mkdir(parents=True)
+    (modules / "kernel/fs/ext4.ko").write_text("ext4")
+    with (modules / "modules.dep").open("a") as file:
+        file.write("kernel/fs/ext4.ko:\n")
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["cpio", "-id", "--quiet"], input=initrd.build(root, b"#!init"), cwd=target, check=True)
+    for platform in initrd.PLATFORMS:
+        assert "ext4.ko" in (target / "modules" / platform).read_text().split()
+
+
 def test_the_same_input_gives_the_same_bytes(root: Path) -> None:
     assert initrd.build(root, b"init") == initrd.build(root, b"init")
     assert initrd.build(root, b"init") != initrd.build(root, b"other")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import lzma
 import struct
 
 import pytest
@@ -49,10 +50,15 @@ def test_the_kernel_in_an_image_is_found(setup_sectors: int) -> None:
     assert unpack(image(packed(b"\x7fELF and", b" more"), setup_sectors=setup_sectors)) == b"\x7fELF and more"
 
 
+def test_a_kernel_that_is_packed_by_xz_is_found() -> None:
+    content = b"\x7fELF" + bytes(1000)
+    assert unpack(image(lzma.compress(content) + len(content).to_bytes(4, "little"))) == content
+
+
 @pytest.mark.parametrize(
     "vmlinuz",
-    [b"", bytes(2048), image(b"\x1f\x8b gzip"), image(packed(b"no ELF")), image(packed(b"\x7fELF", length=5))],
-    ids=["empty", "zeros", "gzip", "no ELF", "wrong length"],
+    [b"", bytes(2048), image(b"\x1f\x8b gzip"), image(b"\xfd7zXZ\0broken"), image(packed(b"no ELF")), image(packed(b"\x7fELF", length=5))],
+    ids=["empty", "zeros", "gzip", "broken XZ", "no ELF", "wrong length"],
 )
 def test_anything_else_is_left_packed(vmlinuz: bytes) -> None:
     with pytest.raises(NotPacked):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.template import RECIPE, BadTemplate, TemplateMissing, current, existing, recipe_hash
+from qfilexchg.dom0.vms.template import DESKTOP_RECIPE, RECIPE, BadTemplate, Template, TemplateMissing, current, existing, recipe_hash
 
 
 @pytest.fixture
@@ -34,6 +34,26 @@ def test_any_change_of_the_recipe_or_the_package_names_another_template(recipe: 
     package.write_bytes(b"another")
     names.add(recipe_hash(recipe, package))
     assert len(names) == 4
+
+
+def test_a_desktop_that_is_laid_over_names_another_template_and_leaves_the_plain_ones_name(recipe: Path, package: Path) -> None:
+    plain, over = recipe_hash(recipe, package), recipe_hash(recipe, package, DESKTOP_RECIPE)
+    assert recipe_hash(recipe, package) == plain != over
+    (recipe / "init").write_text("another")
+    assert recipe_hash(recipe, package, DESKTOP_RECIPE) != over
+
+
+def test_the_desktop_has_all_that_the_plain_template_has_but_its_kernel() -> None:
+    plain, desktop = (set((recipe / "packages").read_text().split()) for recipe in (RECIPE, DESKTOP_RECIPE))
+    assert plain - desktop == {"linux-image-cloud-amd64"} and "linux-image-amd64" in desktop
+
+
+def test_a_desktop_needs_more_memory(tmp_path: Path) -> None:
+    template = Template(tmp_path)
+    assert not template.has_desktop
+    plain_mib = template.memory_min_mib
+    template.mark_desktop()
+    assert template.has_desktop and template.memory_min_mib > plain_mib
 
 
 def test_moving_bytes_from_one_file_to_the_next_names_another_template(tmp_path: Path, package: Path) -> None:

@@ -15,7 +15,9 @@ def main(arguments: Sequence[str]) -> int:
     """``qvm-template``."""
     args = parser("qvm-template", "The system that all VMs boot from.")
     actions = args.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("build", help="make it from Debian's packages and the VM side, or find it in the cache; prints its folder")
+    build = actions.add_parser("build", help="make it from Debian's packages and the VM side, or find it in the cache; prints its folder")
+    what = "with a small X desktop, for VMs with a screen ('qvm-start --screen'): a file manager, an editor, viewers"
+    build.add_argument("--desktop", action="store_true", help=what)
     actions.add_parser("show", help="print its folder")
     use = actions.add_parser("use", help="let VMs boot from one that was built elsewhere")
     use.add_argument("folder", type=Path, metavar="FOLDER", help="what 'qvm-template build' has printed there, or a copy of it")
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     home = Home.from_environment()
     match options.action:
         case "build":
-            found = template.build(home, lambda line: print(f"qvm-template: {line}", file=sys.stderr))
+            found = template.build(home, lambda line: print(f"qvm-template: {line}", file=sys.stderr), desktop=options.desktop)
         case "use":
             found = template.existing(options.folder)
             home.make()

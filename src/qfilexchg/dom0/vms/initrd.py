@@ -16,6 +16,9 @@ PLATFORMS = {"qemu": ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng"
 COMMON = ("overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
 """What every VM needs: its volatile layer, and pendrives without a wait for modprobe."""
 
+PERHAPS = ("crc32c_generic", "ext4")
+"""What it needs too, and one kernel has as modules while it is part of the other."""
+
 FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system", "template", "volatile")
 
 
@@ -24,8 +27,9 @@ def build(root: Path, init: bytes) -> bytes:
     (release,) = (root / "lib/modules").iterdir()
     modules_dep = (release / "modules.dep").read_text(encoding="utf-8")
     files = {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())}
+    perhaps = [name for name in PERHAPS if f"/{name}.ko:" in modules_dep]
     for platform, own in PLATFORMS.items():
-        modules = load_order(modules_dep, (*own, *COMMON))
+        modules = load_order(modules_dep, (*own, *perhaps, *COMMON))
         files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in modules}
         files[f"modules/{platform}"] = (0o644, "".join(f"{Path(module).name}\n" for module in modules).encode())
     return cpio(FOLDERS, files)

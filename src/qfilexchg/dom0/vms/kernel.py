@@ -2,11 +2,12 @@
 
 QEMU starts an ELF kernel through its PVH entry (Xen's boot ABI, docs/misc/pvh.pandoc), which spares the guest from unpacking
 itself: under emulation 0.6 s of 3 s. The place of the packed kernel is in the boot protocol's header
-(Documentation/arch/x86/boot.rst, "payload_offset"); the packing that Debian's cloud kernel has is LZ4's legacy frame.
+(Documentation/arch/x86/boot.rst, "payload_offset"); Debian packs its cloud kernel in LZ4's legacy frame, and the other by XZ.
 """
 
 from __future__ import annotations
 
+import lzma
 import struct
 
 _SETUP_SECTORS = 0x1F1
@@ -16,6 +17,7 @@ _SECTOR_BYTES = 512
 
 _LZ4_LEGACY = bytes.fromhex("02214c18")
 _LZ4_BLOCK_BYTES = 8 << 20
+_XZ = b"\xfd7zXZ\0"
 _ELF = b"\x7fELF"
 
 
@@ -30,13 +32,23 @@ def unpack(vmlinuz: bytes) -> bytes:
     start = ((vmlinuz[_SETUP_SECTORS] or 4) + 1) * _SECTOR_BYTES
     offset, length = struct.unpack_from("<II", vmlinuz, _PAYLOAD)
     payload = vmlinuz[start + offset : start + offset + length]
-    if not payload.startswith(_LZ4_LEGACY):
-        raise NotPacked("the kernel is not packed with LZ4")
     # The last four bytes are the length of the whole, put there by the kernel's build.
-    kernel = _lz4_legacy(memoryview(payload)[len(_LZ4_LEGACY) : -4])
+    if payload.startswith(_LZ4_LEGACY):
+        kernel = _lz4_legacy(memoryview(payload)[len(_LZ4_LEGACY) : -4])
+    elif payload.startswith(_XZ):
+        kernel = _xz(payload[:-4])
+    else:
+        raise NotPacked("the kernel is packed neither with LZ4 nor with XZ")
     if not kernel.startswith(_ELF) or len(kernel) != int.from_bytes(payload[-4:], "little"):
         raise NotPacked("the kernel does not unpack to an ELF file of the length it states")
     return kernel
+
+
+def _xz(stream: bytes) -> bytes:
+    try:
+        return lzma.decompress(stream, lzma.FORMAT_XZ)
+    except lzma.LZMAError as error:
+        raise NotPacked(f"its XZ stream is broken ({error})") from error
 
 
 def _lz4_legacy(blocks: memoryview) -> bytes:

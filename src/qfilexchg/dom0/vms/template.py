@@ -1,8 +1,9 @@
 """The template: a Debian system that all VMs boot from, read-only.
 
 Its recipe is the folder ``image/``: which packages, which units stay off, what is laid over the root, the initrd's first program;
-and the Debian package of the VM side. A template is cached under the hash of all of these (:mod:`qfilexchg.dom0.cache`) and never
-changes, so VMs that run keep theirs when another one is built. A home points to its template by a link.
+and the Debian package of the VM side. With a desktop the folder ``desktop/`` is laid over that one: a file there takes the place of
+one of the same name. A template is cached under the hash of all of these (:mod:`qfilexchg.dom0.cache`) and never changes, so VMs
+that run keep theirs when another one is built. A home points to its template by a link.
 
 No root is needed (:mod:`qfilexchg.dom0.debian`).
 """
@@ -24,13 +25,19 @@ from qfilexchg.dom0.vms import initrd, kernel
 from qfilexchg.errors import CallerError, HostError
 
 RECIPE = Path(__file__).with_name("image")
+DESKTOP_RECIPE = Path(__file__).with_name("desktop")
 INSTALLED_PACKAGE = Path("/usr/share/qfilexchg/qfilexchg-vm.deb")
 _CHECKOUT = Path(__file__).resolve().parents[4]
 _PACKAGE_BUILDER = _CHECKOUT / "packaging/build-vm-deb"
 
 SPARE_BYTES = 64 << 20
-"""Room in the root disk beyond its files: ext4's own tables. It stays a hole."""
+SPARE_PART = 16
+"""Room in the root disk beyond its files: ext4's own tables, and for them one byte for each so many of the files. It stays a hole."""
 _PACKAGE_DEADLINE_S = 300.0
+MEMORY_MIN_MIB = 192
+"""Less does not start the template's kernel and systemd."""
+DESKTOP_MEMORY_MIN_MIB = 512
+"""Less leaves a desktop no room for a document's program."""
 
 
 class TemplateMissing(HostError):
@@ -82,6 +89,24 @@ class Template:
         """The root disk, ext4 without a partition table."""
         return self.folder / "root.img"
 
+    @property
+    def has_desktop(self) -> bool:
+        """Whether its VMs have a screen, where the platform can give them one."""
+        return self._desktop.exists()
+
+    def mark_desktop(self) -> None:
+        """It is being made, and its VMs will have a screen."""
+        self._desktop.touch()
+
+    @property
+    def _desktop(self) -> Path:
+        return self.folder / "desktop"
+
+    @property
+    def memory_min_mib(self) -> int:
+        """What a VM of it needs at least."""
+        return DESKTOP_MEMORY_MIN_MIB if self.has_desktop else MEMORY_MIN_MIB
+
     def mark_used(self) -> None:
         """Keep it from being deleted as one that nobody uses. One that is not ours to change is in no cache."""
         with contextlib.suppress(OSError):
@@ -105,20 +130,24 @@ def existing(folder: Path) -> Template:
     return found
 
 
-def recipe_hash(recipe: Path, package: Path) -> str:
-    """What names a template: everything that its content follows from, but for the Debian mirror's present state."""
+def recipe_hash(recipe: Path, package: Path, over: Path | None = None) -> str:
+    """What names a template: everything that its content follows from, but for the Debian mirror's present state.
+
+    ``over`` is the recipe that is laid over ``recipe``.
+    """
     code = [Path(__file__), *(Path(module.__file__ or "") for module in (initrd, kernel, debian))]
-    return cache.content_hash([*cache.tree(recipe), *((file.name, file) for file in (*code, package))])
+    laid_over = [(f"{DESKTOP_RECIPE.name}/{name}", file) for name, file in cache.tree(over)] if over else []
+    return cache.content_hash([*cache.tree(recipe), *laid_over, *((file.name, file) for file in (*code, package))])
 
 
-def build(home: Home, say: Callable[[str], None]) -> Template:
+def build(home: Home, say: Callable[[str], None], *, desktop: bool = False) -> Template:
     """Make the template that the recipe describes, and make it ``home``'s own."""
-    found = make(home, say)
+    found = make(home, say, desktop=desktop)
     use(home, found)
     return found
 
 
-def make(home: Home, say: Callable[[str], None]) -> Template:
+def make(home: Home, say: Callable[[str], None], *, desktop: bool = False) -> Template:
     """Make the template that the recipe describes, or find it in the cache.
 
     ``say`` gets a line at each step; mmdebstrap's own progress goes to standard error. Another build of the same cache is waited for.
@@ -129,8 +158,9 @@ def make(home: Home, say: Callable[[str], None]) -> Template:
         # mmdebstrap's users of a foreign namespace look into it, and it holds nothing that is private.
         workshop.chmod(0o755)
         package = _vm_package(workshop, say)
-        folder = home.cache / "images" / recipe_hash(RECIPE, package)
-        return Template(cache.made(folder, lambda aside: _build(Template(aside), workshop, package, say), say))
+        over = DESKTOP_RECIPE if desktop else None
+        folder = home.cache / "images" / recipe_hash(RECIPE, package, over)
+        return Template(cache.made(folder, lambda aside: _build(Template(aside), over, workshop, package, say), say))
 
 
 def use(home: Home, template: Template) -> None:
@@ -159,21 +189,25 @@ def _vm_package(workshop: Path, say: Callable[[str], None]) -> Path:
     return package
 
 
-def _build(template: Template, workshop: Path, package: Path, say: Callable[[str], None]) -> None:
+def _build(template: Template, over: Path | None, workshop: Path, package: Path, say: Callable[[str], None]) -> None:
     recipe = workshop / "recipe"
     shutil.copytree(RECIPE, recipe, copy_function=shutil.copyfile)
+    if over:
+        shutil.copytree(over, recipe, copy_function=shutil.copyfile, dirs_exist_ok=True)
     (recipe / "hook").chmod(0o755)
     hook = recipe / "hook"
-    say(f"installing Debian {debian.SUITE} and the VM side (about a minute)")
+    say(f"installing Debian {debian.SUITE} and the VM side ({'two minutes' if over else 'about a minute'})")
     root = debian.install(
         workshop,
         [*(recipe / "packages").read_text(encoding="ascii").split(), str(package)],
         {"setup": hook, "customize": hook},
-        {"QFILEXCHG_RECIPE": str(recipe), "QFILEXCHG_VM_DEB": str(package)},
+        # The kernel's package makes no initrd: that of VMs is ours.
+        {"QFILEXCHG_RECIPE": str(recipe), "QFILEXCHG_VM_DEB": str(package), "INITRD": "No"},
     )
     say("making the root disk")
     # No journal: nobody ever writes to it.
-    debian.make_disk(root, template.root, root.size_bytes + SPARE_BYTES, ("-O", "^has_journal,^resize_inode"))
+    size_bytes = root.size_bytes + root.size_bytes // SPARE_PART + SPARE_BYTES
+    debian.make_disk(root, template.root, size_bytes, ("-O", "^has_journal,^resize_inode"))
 
     say("preparing the kernel and its initrd")
     (vmlinuz,) = (root.folder / "boot").glob("vmlinuz-*")
@@ -185,5 +219,7 @@ def _build(template: Template, workshop: Path, package: Path, say: Callable[[str
         template.kernel.write_bytes(packed)
     template.initrd.write_bytes(initrd.build(root.folder, (recipe / "init").read_bytes()))
     template.probe.write_bytes(initrd.build_probe(root.folder))
+    if over:
+        template.mark_desktop()
     for file in template.folder.iterdir():
         file.chmod(0o444)
