@@ -35,6 +35,7 @@ class FakeHypervisor:
         self.refuses_with: Exception | None = None
         self.has_refused = asyncio.Event()
         self.held: dict[tuple[str, VmName], Hold] = {}
+        self.screens: dict[VmName, Path] = {}
 
     async def start(self, name: str, uuid: UUID | None = None, *, disposable: bool = False) -> RunningVm:
         domain = DomainId(next(self._ids))
@@ -103,6 +104,9 @@ class FakeHypervisor:
         await self._begin("kill", vm)
         if vm in self.vms:
             await self.end(self.vms[vm])
+
+    async def screen(self, vm: VmId) -> Path | None:
+        return self.screens.get(self.vms[vm].name) if vm in self.vms else None
 
     async def release(self, domain: DomainId) -> None:
         if domain in await self.running():

@@ -33,7 +33,7 @@ class Configuration:
     queue_timeout_s: int = _number(3600, least=1, most=7 * 86400)
     """How long a transfer waits for a receiver that still has another pendrive."""
     vm_memory_mb: int = _number(512, least=64, most=1 << 20)
-    """The memory of a new VM where none is given."""
+    """The memory of a new VM where none is given. With a desktop it gets 512 at least."""
     disposables_max: int = _number(8, least=1, most=1000)
     """How many documents may be in DisposableVMs at a time, of all VMs together: each is a running VM."""
     document_timeout_s: int = _number(0, least=0, most=30 * 86400)
@@ -41,7 +41,7 @@ class Configuration:
     preload: int = _number(0, least=0, most=16)
     """How many DisposableVMs are kept ready, restored and stopped, for documents that are yet to come."""
     disposable_memory_mb: int = _number(256, least=192, most=1 << 20)
-    """The memory of a DisposableVM."""
+    """The memory of a DisposableVM. One with a desktop gets 512 at least."""
 
 
 class BadConfiguration(CallerError):

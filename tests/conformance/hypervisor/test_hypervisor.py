@@ -72,6 +72,11 @@ class TestRunning:
         assert [running[vm.id.domain] for vm in vms] == list(vms)
         assert all(int(domain) > 0 and domain == vm.id.domain for domain, vm in running.items())
 
+    async def test_a_vm_of_a_plain_template_has_no_screen_nor_has_a_vm_of_another_uuid(self, world: World, vms: Pair) -> None:
+        for vm in vms:
+            assert await world.hypervisor.screen(vm.id) is None
+            assert await world.hypervisor.screen(other(vm.id)) is None
+
 
 class TestAttaching:
     async def test_the_vm_has_the_image_byte_for_byte_and_can_write_to_it(self, world: World, vms: Pair, image: MakeImage) -> None:

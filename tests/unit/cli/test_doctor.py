@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.cli import doctor
+from qfilexchg.dom0 import viewer
+from qfilexchg.dom0.cli import doctor, doctor_qemu
 from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.vms import template
+from qfilexchg.dom0.vms.qemu import acceleration
 
 
 @pytest.fixture
@@ -34,6 +37,26 @@ def test_a_missing_program_is_bad_and_names_its_package(home: Home, monkeypatch:
     monkeypatch.setitem(doctor.PROGRAMS, Platform.QEMU, ("no-such-program",))
     monkeypatch.setitem(doctor.BUILD_PROGRAMS, Platform.QEMU, ())
     assert found(home)["no-such-program"].verdict is Verdict.BAD
+
+
+@pytest.mark.parametrize(("installed", "verdict"), [("/usr/bin/viewer", Verdict.GOOD), (None, Verdict.NOTE)])
+def test_where_vms_have_screens_it_is_said_what_shows_them(
+    home: Home, monkeypatch: pytest.MonkeyPatch, installed: str | None, verdict: Verdict
+) -> None:
+    monkeypatch.setattr(acceleration, "choose", _emulated)
+    monkeypatch.setattr(viewer, "program", lambda: installed)
+    home.make()
+    made = template.Template(home.cache / "made")
+    made.folder.mkdir()
+    template.use(home, made)
+    assert "screens" not in {check.what for check in doctor_qemu.checks(home)}
+    made.mark_desktop()
+    (screens,) = (check for check in doctor_qemu.checks(home) if check.what == "screens")
+    assert screens.verdict is verdict and (installed or viewer.PACKAGE) in screens.said
+
+
+async def _emulated(_home: Home, _template: template.Template) -> acceleration.Choice:
+    return acceleration.Choice(acceleration.Accelerator.TCG, "it is so here")
 
 
 def test_a_full_disk_is_bad(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.collection import SAVED_VM, Label
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
-from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines, StillRunning
+from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines, NoScreen, NotRunning, StillRunning
+from qfilexchg.dom0.vms.qemu import command
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.server import Server
 from tests.fakes.qemu import FakeQemu
@@ -33,6 +40,7 @@ class Obedient(Machines):
 
 class Scene:
     def __init__(self, home: Home) -> None:
+        self.home = home
         self.machines = Obedient(home)
         self.qemu = FakeQemu(home, self.machines.collection)
         self.said: list[str] = []
@@ -73,6 +81,43 @@ async def test_one_that_waits_to_be_woken_is_not_asked_to_shut_down(tmp_path: Pa
         await here.qemu.disposable(running=True)
         await here.down()
         assert here.machines.asked == ["disp2"] and sorted(here.said) == ["disp1 killed", "disp2 shut down"]
+
+
+async def test_the_screen_of_a_vm_is_the_socket_that_its_qemu_serves(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here:
+        use_template(here.home, desktop=True)
+        here.machines.require_screen()
+        vm = await here.start("work")
+        with pytest.raises(NoScreen, match="started from a template without a desktop"):
+            await here.machines.screen(vm.name)
+        with closing(socket.socket(socket.AF_UNIX)) as listener:
+            listener.bind(str(command.screen_socket(here.home, vm.id.domain)))
+            assert await here.machines.screen(vm.name) == here.home.domain(vm.id.domain) / "screen"
+            await here.machines.kill(vm.name)
+        with pytest.raises(NotRunning):
+            await here.machines.screen(vm.name)
+
+
+async def test_a_plain_template_has_no_screen_and_it_is_said_what_makes_one(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here:
+        use_template(here.home, desktop=False)
+        with pytest.raises(NoScreen, match="qvm-template build --desktop"):
+            here.machines.require_screen()
+
+
+async def test_xen_has_no_screen(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here:
+        on_xen = Machines(replace(here.home, platform=Platform.XEN), here.machines.toolstack)
+        with pytest.raises(NoScreen, match="on Xen"):
+            on_xen.require_screen()
+
+
+def use_template(home: Home, *, desktop: bool) -> None:
+    made = template.Template(home.cache / "made")
+    made.folder.mkdir()
+    if desktop:
+        made.mark_desktop()
+    template.use(home, made)
 
 
 async def test_what_does_not_go_in_good_order_goes_by_force(tmp_path: Path) -> None:

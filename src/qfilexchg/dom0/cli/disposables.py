@@ -68,7 +68,7 @@ async def _create(home: Home, named: Template | None, script: bytes | None) -> i
     settings = configuration.load((configuration.SYSTEM_FILE, home.configuration))
     toolstack = choice.toolstack(home)
     made_of = await toolstack.basis(settings.disposable_memory_mb, named)
-    await require_memory(toolstack, settings.disposable_memory_mb)
+    await require_memory(toolstack, made_of.memory_mib)
     _start_services(home)
     saved = await saving.make(home, collection, toolstack, made_of, script, _say)
     if named:
@@ -119,7 +119,7 @@ async def _restore(home: Home, saved: Savefile, asker: VmName | None) -> int:
     toolstack = choice.toolstack(home)
     made_of = await toolstack.basis(settings.disposable_memory_mb)
     saved.check(made_of.stamp)
-    await require_memory(toolstack, settings.disposable_memory_mb)
+    await require_memory(toolstack, made_of.memory_mib)
     _start_services(home)
     restored = await restoring.restore(home, collection, toolstack, saved, made_of, label)
     try:

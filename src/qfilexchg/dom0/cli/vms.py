@@ -7,14 +7,14 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from qfilexchg.dom0 import configuration
+from qfilexchg.dom0 import configuration, viewer
 from qfilexchg.dom0.cli.arguments import parser, vm_name
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import Label
-from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines
+from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines, NotRunning
+from qfilexchg.dom0.vms.template import MEMORY_MIN_MIB
+from qfilexchg.protocol.names import VmName
 
-MEMORY_MIN_MIB = 192
-"""Less does not start the template's kernel and systemd."""
 MEMORY_MAX_MIB = 1 << 20
 
 
@@ -49,10 +49,26 @@ def create(arguments: Sequence[str]) -> int:
 def start(arguments: Sequence[str]) -> int:
     """``qvm-start``."""
     args = parser("qvm-start", "Start a VM and return when it is ready. The daemons are started too where they do not run.")
+    what = "open its screen in a window, also if it runs already; for VMs of a template with a desktop ('qvm-template build --desktop')"
+    args.add_argument("--screen", action="store_true", help=what)
     args.add_argument("name", type=vm_name, metavar="NAME")
-    name = args.parse_args(arguments).name
-    asyncio.run(_machines().start(name, _say))
+    options = args.parse_args(arguments)
+    asyncio.run(_start_with_screen(_machines(), options.name) if options.screen else _start(_machines(), options.name))
     return 0
+
+
+async def _start(machines: Machines, name: VmName) -> None:
+    await machines.start(name, _say)
+
+
+async def _start_with_screen(machines: Machines, name: VmName) -> None:
+    try:
+        socket = await machines.screen(name)
+    except NotRunning:
+        machines.require_screen()
+        await machines.start(name, _say)
+        socket = await machines.screen(name)
+    viewer.start(socket)
 
 
 def shutdown(arguments: Sequence[str]) -> int:

@@ -64,12 +64,12 @@ class Disposables:
         label = self._label(asker)
         made_of = await self._toolstack.basis(self._memory_mib)
         if not self._ready:
-            await require_memory(self._toolstack, self._memory_mib)
+            await require_memory(self._toolstack, made_of.memory_mib)
         while True:
             saved = await self._fresh(made_of, preparing)
             if restored := await self._claim(saved, label, asker):
                 return restored
-            await require_memory(self._toolstack, self._memory_mib)
+            await require_memory(self._toolstack, made_of.memory_mib)
             try:
                 return await restoring.restore(self._home, self._collection, self._toolstack, saved, made_of, label, asker=asker)
             except HostError:
@@ -130,7 +130,7 @@ class Disposables:
         saved.check(made_of.stamp)
         await self._discard_others(saved)
         while len(self._ready) < self._preload:
-            await require_memory(self._toolstack, self._memory_mib)
+            await require_memory(self._toolstack, made_of.memory_mib)
             restored = await restoring.restore(self._home, self._collection, self._toolstack, saved, made_of, Label.RED, preloaded=True)
             self._ready.append((saved, restored))
             log.info("%s is preloaded", restored.name)

@@ -94,6 +94,10 @@ class Hypervisor(Protocol):
         """End the VM at once; returns when it is gone. A VM that does not run is a success."""
         ...
 
+    async def screen(self, vm: VmId) -> Path | None:
+        """The Unix socket at which the VM's screen is served by VNC; None where it has no screen, or does not run any more."""
+        ...
+
     async def release(self, domain: DomainId) -> None:
         """Clean up what is left of a domain that has ended (its keys in the store, its sockets)."""
         ...

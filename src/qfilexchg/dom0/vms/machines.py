@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qfilexchg.dom0 import programs
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.platform import Platform
 from qfilexchg.dom0.vms import choice, restoring, run, services, template
 from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NoSuchVm, Vm
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, VmId
@@ -61,6 +62,17 @@ class NotStarted(CallerError):
 
     def __str__(self) -> str:
         return f"{self.name} is a DisposableVM, which is not started: 'qvm-open-in-dvm' in a VM makes one for a document"
+
+
+class NoScreen(CallerError):
+    """The VM has no screen; ``why`` not."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"there is no screen: {self.why}"
 
 
 class StillRunning(HypervisorError):
@@ -152,6 +164,22 @@ class Machines:
         async with or_end(self.toolstack, running):
             await self.toolstack.wait_for_hello(running)
         return running.id
+
+    def require_screen(self) -> None:
+        """Raise :exc:`NoScreen` if a VM that is started now would have none."""
+        if self._home.platform is Platform.XEN:
+            raise NoScreen("on Xen VMs are paravirtual, without a display; 'qvm-run' and 'qvm-console' reach them")
+        if not template.current(self._home).has_desktop:
+            raise NoScreen("the template has no desktop; 'qvm-template build --desktop' makes one that has, for VMs started from then on")
+
+    async def screen(self, name: VmName) -> Path:
+        """The socket at which the screen of a VM that runs is served. Raises :exc:`NoScreen`, :exc:`NotRunning`."""
+        vm = await self._running(name)
+        found = await self.toolstack.hypervisor.screen(vm.id)
+        if found is None:
+            self.require_screen()
+            raise NoScreen(f"{vm.name} was started from a template without a desktop; shut it down and start it again")
+        return found
 
     async def shutdown(self, name: VmName, deadline_s: float = SHUTDOWN_DEADLINE_S) -> None:
         """Ask a VM to end, and return when it has. Raises :exc:`StillRunning` past the deadline, and :exc:`NotRunning`."""

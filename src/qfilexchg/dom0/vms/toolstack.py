@@ -61,7 +61,10 @@ class Toolstack(Protocol):
         ...
 
     async def basis(self, memory_mib: int, booted: Template | None = None) -> Basis:
-        """``booted`` is the home's own template if it is not named. Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`."""
+        """``booted`` is the home's own template if it is not named; where it has a desktop, VMs may get more memory than asked for.
+
+        Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`.
+        """
         ...
 
     async def memory(self) -> Memory:

@@ -19,10 +19,12 @@ from qfilexchg.protocol.names import DomainId, VmName
 HOME = Home(Path("/h"), Path("/h/run"), Path("/c"))
 
 
-def words(accelerator: Accelerator = Accelerator.TCG, home: Home = HOME, memory: MemoryFile | None = None) -> list[str]:
+def words(
+    accelerator: Accelerator = Accelerator.TCG, home: Home = HOME, memory: MemoryFile | None = None, template: Template | None = None
+) -> list[str]:
     name = VmName.parse("work")
     disk = home.vm(name) / "private.img"
-    machine = command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, Template(Path("/t")), accelerator, memory)
+    machine = command.Machine(name, UUID(int=5), DomainId(7), 512, 2, disk, template or Template(Path("/t")), accelerator, memory)
     return command.command(machine, home)
 
 
@@ -36,6 +38,28 @@ def test_the_vm_has_no_network_no_display_and_nothing_by_default() -> None:
     assert values("-display", found) == ["none"]
     assert not any("net" in device or "vga" in device.lower() for device in values("-device", found))
     assert not {"-nic", "-net", "-netdev", "-vnc", "-spice"} & set(found)
+
+
+@pytest.fixture
+def desktop(tmp_path: Path) -> Template:
+    template = Template(tmp_path)
+    template.mark_desktop()
+    return template
+
+
+def test_a_desktop_has_a_screen_at_a_unix_socket_of_the_vms_own_and_nowhere_else(desktop: Template) -> None:
+    found = words(template=desktop)
+    (display,) = values("-display", found)
+    assert display.split(",")[0] == "vnc=unix:/h/run/domain/7/screen"
+    assert not {"-nic", "-net", "-netdev", "-vnc", "-spice"} & set(found)
+    added = {device.split(",")[0] for device in set(values("-device", found)) - set(values("-device", words()))}
+    assert added - {'{"driver": "virtio-blk-pci"'} == {"bochs-display", "virtio-keyboard-pci", "virtio-tablet-pci"}
+
+
+def test_a_savefile_of_a_desktop_is_another_machine(desktop: Template) -> None:
+    plain = Template(Path("/t"))
+    fingerprints = {command.fingerprint(template, Accelerator.TCG, 512, 2) for template in (plain, desktop)}
+    assert len(fingerprints) == 2
 
 
 def test_qemu_may_start_no_program_and_gain_no_privilege() -> None:

@@ -1,8 +1,9 @@
 """The QEMU command line of a VM, as pure data, and the names by which its parts are found again over QMP.
 
 What the VM has is all here: one read-only disk shared by all VMs, a private disk, byte channels to the store and for ``qvm-run``,
-two empty PCIe ports for pendrives, randomness, a clock. It has no network, no display, no USB, no firmware devices beyond what a
-kernel needs to start.
+two empty PCIe ports for pendrives, randomness, a clock. It has no network, no USB, no firmware devices beyond what a kernel needs to
+start. Of a template with a desktop it has a screen besides: memory that is shown (bochs-display, which is nothing of an old PC's VGA),
+a keyboard and a tablet, served by VNC at a Unix socket in the VM's run folder.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ memory; 32 starts it a tenth slower."""
 _TCG_CACHE_RESTORED_MIB = 34
 """The same of a restored VM, which starts no system: one document takes 33. With 32 the cache overflows once on the way, and a document
 is open a quarter later; with 64 an idle VM takes a little more."""
+
+_TCG_CACHE_DESKTOP_MIB = 128
+"""Of a VM with a screen, restored or not."""
+
+SCREEN_PIXELS = (1024, 768)
+_SCREEN_MEMORY_MIB = 8
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -74,14 +81,22 @@ def qmp_socket(home: Home, domain: DomainId) -> Path:
     return home.domain(domain) / "qmp"
 
 
+def screen_socket(home: Home, domain: DomainId) -> Path:
+    """Where the VM's display is served, if it has one. Whoever can enter the folder may look and type."""
+    return home.domain(domain) / "screen"
+
+
 def command(machine: Machine, home: Home) -> list[str]:
     """The arguments of :data:`PROGRAM`, without its name."""
     tcg = machine.accelerator is Accelerator.TCG
     restored = machine.memory is not None and machine.memory.restored
-    accel = f"tcg,thread=multi,tb-size={_TCG_CACHE_RESTORED_MIB if restored else _TCG_CACHE_MIB}" if tcg else "kvm"
+    desktop = machine.template.has_desktop
+    cache_mib = _TCG_CACHE_DESKTOP_MIB if desktop else _TCG_CACHE_RESTORED_MIB if restored else _TCG_CACHE_MIB
+    accel = f"tcg,thread=multi,tb-size={cache_mib}" if tcg else "kvm"
     append = [*_KERNEL_ARGUMENTS, *(_TCG_KERNEL_ARGUMENTS if tcg else ()), f"systemd.hostname={machine.name}"]
     return [
-        *("-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-sandbox", _SANDBOX),
+        *("-no-user-config", "-nodefaults", "-no-reboot", "-sandbox", _SANDBOX),
+        *(_screen(machine.domain, home) if desktop else ("-display", "none")),
         *("-name", f"guest={machine.name},process=qemu-{machine.name[:10]}", "-uuid", str(machine.uuid)),
         *("-machine", "q35,vmport=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off", "-no-hpet"),
         *("-accel", accel, "-cpu", "max" if tcg else "host", "-smp", str(machine.processors), "-m", f"{machine.memory_mib}M"),
@@ -116,6 +131,14 @@ def _memory(machine: Machine) -> tuple[str, ...]:
         "share": not machine.memory.restored,
     }
     return ("-object", json.dumps(backing), "-machine", "memory-backend=memory")
+
+
+def _screen(domain: DomainId, home: Home) -> list[str]:
+    width, height = SCREEN_PIXELS
+    devices = (f"bochs-display,vgamem={_SCREEN_MEMORY_MIB}M,xres={width},yres={height}", "virtio-keyboard-pci", "virtio-tablet-pci")
+    # Two may look at once, so that one who lost the window gets another. Who looks cannot switch the VM off.
+    served = f"vnc=unix:{_escaped(screen_socket(home, domain))},share=force-shared,power-control=off"
+    return ["-display", served, *(word for device in devices for word in ("-device", device))]
 
 
 def _escaped(path: Path) -> str:

@@ -170,6 +170,11 @@ class Qemu:
         ):
             raise HypervisorError(f"domain {vm.domain} does not end: process {found.process.pid} has been killed and is still there")
 
+    async def screen(self, vm: VmId) -> Path | None:
+        path = command.screen_socket(self._home, vm.domain)
+        found = self._record(vm)
+        return path if found and found.process and path.is_socket() else None
+
     async def release(self, domain: DomainId) -> None:
         found = record(self._home, domain)
         # QEMU closes its sockets, by which the store learns of the end, a moment before its process is gone.

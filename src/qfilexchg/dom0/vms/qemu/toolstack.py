@@ -30,6 +30,8 @@ from qfilexchg.xenstore.client import Store
 
 OVERHEAD_MIB = 128
 """What a VM's QEMU takes beside the VM's own memory."""
+DESKTOP_OVERHEAD_MIB = 96
+"""What it takes more for one with a desktop: a larger cache of translated code, the picture, and what VNC holds of it."""
 _POWER_OFF = ("systemctl", "poweroff")
 
 
@@ -51,18 +53,23 @@ class QemuToolstack:
     async def basis(self, memory_mib: int, booted: Template | None = None) -> Basis:
         booted = booted or template.current(self._home)
         booted.mark_used()
+        memory_mib = max(memory_mib, booted.memory_min_mib)
         choice = await acceleration.choose(self._home, booted)
         return Basis(booted, memory_mib, stamp(booted, choice.accelerator, memory_mib))
 
     async def memory(self) -> Memory:
-        """DisposableVMs share the savefile's memory until they write to it: what those that run have not taken yet is promised."""
-        sizes = {vm.uuid: vm.memory_mib + OVERHEAD_MIB for vm in self._collection.list() if vm.kind is Kind.DISPOSABLE}
+        """DisposableVMs share the savefile's memory until they write to it: what those that run have not taken yet is promised.
+
+        Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`.
+        """
+        overhead_mib = OVERHEAD_MIB + (DESKTOP_OVERHEAD_MIB if template.current(self._home).has_desktop else 0)
+        sizes = {vm.uuid: vm.memory_mib + overhead_mib for vm in self._collection.list() if vm.kind is Kind.DISPOSABLE}
         promised_mib = sum(
             max(0, sizes[found.vm.id.uuid] - (found.process.private_bytes() >> 20))
             for found in hypervisor.running(self._home).values()
             if found.process and found.vm.id.uuid in sizes
         )
-        return Memory(_available_mib(), promised_mib, OVERHEAD_MIB)
+        return Memory(_available_mib(), promised_mib, overhead_mib)
 
     async def running(self) -> Mapping[VmName, RunningVm]:
         return {name: found.vm for name, found in hypervisor.running(self._home).items()}
@@ -80,7 +87,7 @@ class QemuToolstack:
         self, running: RunningVm, vm: Vm, disk: Path, made_of: Basis, memory: MemoryFile | None, more_keys: Mapping[str, str]
     ) -> None:
         domain, processors, how = running.id.domain, launch.processors(), accelerator(made_of.stamp)
-        machine = Machine(vm.name, vm.uuid, domain, vm.memory_mib, processors, disk, made_of.template, how, memory)
+        machine = Machine(vm.name, vm.uuid, domain, made_of.memory_mib, processors, disk, made_of.template, how, memory)
         argv = [programs.find_program(command.PROGRAM), *command.command(machine, self._home)]
         process = await launch.launch(self._home, running, vm.kind, argv, more_keys)
         self._qemu.adopt(domain, process)

@@ -247,6 +247,9 @@ class Xen:
 
         await until(store, has_ended, keys.home(vm.domain), nodes.backends(vm.domain), keys.RELEASE_DOMAIN)
 
+    async def screen(self, vm: VmId) -> None:
+        """Xen's VMs are paravirtual, and have none."""
+
     async def release(self, domain: DomainId) -> None:
         """Of Xen's own nothing is left to clean up. We forget that the VM was one of ours, if Xen has no such domain any more."""
         ended = [record for record in records.all_records(self._home) if record.domain == domain]
