@@ -24,12 +24,14 @@ from qfilexchg.dom0.consent.protocol import (
     Hello,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
     parse_from_daemon,
 )
 from qfilexchg.errors import InternalError
+from qfilexchg.protocol.names import VmName
 
 TIMEOUT_S = 20
 
@@ -300,6 +302,19 @@ def test_notices_reach_every_agent(socket_path: Path) -> None:
         async with registered(socket_path) as one, registered(socket_path) as other:
             agents.notify("delivered", "0a")
             assert await one.hear() == await other.hear() == Notice("delivered", "0a")
+
+    play(socket_path, scenario)
+
+
+def test_a_screen_is_opened_once_by_the_agent_that_would_be_asked(socket_path: Path) -> None:
+    screen = Screen(VmName.parse("disp1"), "/run/screen")
+
+    async def scenario(agents: Agents) -> None:
+        await agents.show(screen)  # to nobody
+        async with registered(socket_path) as one, registered(socket_path) as other:
+            await agents.show(screen)
+            agents.notify("delivered")
+            assert [await other.hear(), await other.hear(), await one.hear()] == [screen, Notice("delivered"), Notice("delivered")]
 
     play(socket_path, scenario)
 

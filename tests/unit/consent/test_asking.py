@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +19,13 @@ from qfilexchg.dom0.consent.protocol import (
     Hello,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
     parse_from_agent,
 )
+from qfilexchg.protocol.names import VmName
 
 
 @dataclass
@@ -49,13 +52,19 @@ class Scene:
         self.windows: list[Window] = []
         self.told: list[tuple[str | None, str]] = []
         self.daemon = daemon
-        self.asking = Asking("test", self.show, lambda key, text: self.told.append((key, text)), lambda: self.now_s)
+        self.screens: list[Path] = []
+        self.blind: str | None = None
+        self.asking = Asking("test", self.show, lambda key, text: self.told.append((key, text)), self.look, lambda: self.now_s)
         self.asking.begin(agent)
         assert self.hears() == [Hello("test")]
 
     def show(self, question: Question, person: Answering) -> Window:
         self.windows.append(Window(question, person))
         return self.windows[-1]
+
+    def look(self, socket: Path) -> str | None:
+        self.screens.append(socket)
+        return self.blind
 
     def says(self, *messages: FromDaemon) -> None:
         self.daemon.sendall(b"".join(map(encode, messages)))
@@ -154,6 +163,15 @@ def test_its_own_end_denies_what_is_open(scene: Scene, question: Question) -> No
     scene.says(question, replace(question, id=8))
     scene.asking.end()
     assert scene.hears() == [Answer(7, False), Answer(8, False)] and scene.open == []
+
+
+def test_a_screen_is_opened_and_where_it_cannot_be_the_person_is_told(scene: Scene) -> None:
+    screen = Screen(VmName.parse("disp3"), "/run/domain/7/screen")
+    scene.says(screen)
+    assert scene.screens == [Path("/run/domain/7/screen")] and scene.told == []
+    scene.blind = "there is no viewer"
+    scene.says(screen)
+    assert scene.told == [(None, "disp3 has a document open, which is not shown: there is no viewer")]
 
 
 def test_what_is_no_message_is_not_shown(scene: Scene) -> None:

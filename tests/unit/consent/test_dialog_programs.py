@@ -64,7 +64,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
         def run() -> None:
             with pytest.raises(Over):
-                ProgramAgent(program, str(tmp_path / name), connect, tell).run()
+                ProgramAgent(program, str(tmp_path / name), connect, tell, lambda socket: None).run()
 
         threads.append(threading.Thread(target=run))
         threads[0].start()
@@ -143,5 +143,5 @@ def test_without_a_daemon_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> Non
         raise next(tries)
 
     with pytest.raises(Over):
-        ProgramAgent(PROGRAMS[0], "yad", connect, lambda key, text: True).run()
+        ProgramAgent(PROGRAMS[0], "yad", connect, lambda key, text: True, lambda socket: None).run()
     assert not list(tries)

@@ -20,6 +20,7 @@ from qfilexchg.dom0.consent.protocol import (
     Kind,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
@@ -55,7 +56,8 @@ questions = st.builds(
     busy=st.booleans(),
     deadline_s=numbers,
 )
-from_daemon = questions | st.just(Welcome()) | st.builds(Withdraw, numbers) | st.builds(Notice, texts, labels)
+screens = st.builds(Screen, names, st.from_regex(r"/[a-z0-9./ä-]{1,100}", fullmatch=True))
+from_daemon = questions | st.just(Welcome()) | st.builds(Withdraw, numbers) | st.builds(Notice, texts, labels) | screens
 from_agent = st.builds(Hello, st.from_regex(r"[a-z]{1,32}", fullmatch=True)) | st.builds(Answer, numbers, st.booleans())
 
 
@@ -67,6 +69,7 @@ from_agent = st.builds(Hello, st.from_regex(r"[a-z]{1,32}", fullmatch=True)) | s
         (Answer(7, True, remember=True), b'{"answer": 7, "allow": true, "remember": true}\n'),
         (Welcome(), b'{"welcome": 1}\n'),
         (Withdraw(7), b'{"withdraw": 7}\n'),
+        (Screen(VmName.parse("disp3"), "/run/screen"), b'{"screen": "disp3", "socket": "/run/screen"}\n'),
         (Notice("größer", "0a"), '{"notice": "größer", "transfer": "0a"}\n'.encode()),
         (
             QUESTION,

@@ -31,12 +31,14 @@ from qfilexchg.dom0.consent.protocol import (
     Hello,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
     parse_from_agent,
 )
 from qfilexchg.dom0.consent.terminal import DAEMON_ENDED, ENDED, TerminalAgent
+from qfilexchg.protocol.names import VmName
 
 TIMEOUT_S = 20
 ASKED = "Allow work this? [y/N] "
@@ -269,6 +271,13 @@ def test_a_notice_is_one_line_and_the_prompt_comes_again(scene: Scene, question:
     scene.person.sees(ASKED)
     scene.daemon.say(Notice("bank has ended"))
     assert scene.person.sees(ASKED) == "\n* bank has ended\n" + ASKED
+
+
+def test_where_a_screen_can_be_seen_is_said(scene: Scene) -> None:
+    scene.daemon.say(Screen(VmName.parse("disp1"), "/run/screen"))
+    assert scene.person.sees("/run/screen\n").endswith(
+        "* disp1 shows its document on the screen that is served by VNC at the Unix socket /run/screen\n"
+    )
 
 
 def test_the_end_of_input_refuses_what_is_open_and_ends(scene: Scene, question: Question) -> None:

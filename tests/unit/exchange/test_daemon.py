@@ -11,7 +11,7 @@ import pytest
 
 from qfilexchg.dom0.configuration import Configuration
 from qfilexchg.dom0.consent.agents import Agents
-from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Withdraw, encode, parse_from_daemon
+from qfilexchg.dom0.consent.protocol import Answer, FromDaemon, Hello, Notice, Question, Screen, Withdraw, encode, parse_from_daemon
 from qfilexchg.dom0.exchange import daemon as module
 from qfilexchg.dom0.exchange import remembered
 from qfilexchg.dom0.exchange.daemon import Daemon
@@ -565,6 +565,15 @@ class TestDocuments:
             told = [(outcome.sender, outcome.receiver, outcome.text) for outcome in here.journal.history()]
             assert told == [("disp1", "work", "returned"), ("work", "disp1", "delivered")]
             assert here.journal.documents() == []
+
+    async def test_the_person_sees_the_screen_of_a_disposable_vm_that_has_one(self, tmp_path: Path) -> None:
+        async with host(tmp_path) as here:
+            work, person = await here.start("work"), await here.person()
+            here.hypervisor.screens[VmName.parse("disp2")] = Path("/run/screen")
+            for seq in (1, 2):
+                await work.last("new")
+                assert await work.last(f"send disposable {seq}") == "delivered"
+            assert await person.hear() == Screen(VmName.parse("disp2"), "/run/screen")
 
     async def test_the_person_is_asked_where_a_rule_says_so(self, tmp_path: Path) -> None:
         async with host(tmp_path) as here:

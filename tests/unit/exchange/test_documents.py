@@ -88,6 +88,18 @@ class TestThere:
         vm = asker.deliver()
         assert asker.world.notices == [f"work → {vm.name}: delivered"]
 
+    def test_the_screen_is_shown_once_and_not_before_the_document_is_there(self, asker: Asker) -> None:
+        asker.send()
+        asker.world.answer(True)
+        asker.world.finish()
+        assert asker.world.screens == []
+        asker.world.settle()
+        (vm,) = asker.disposables()
+        assert asker.world.screens == [vm.name]
+        asker.world.ask(vm, Request("umount", request_id="u"))
+        asker.world.restart()
+        assert asker.world.screens == [vm.name]
+
     def test_a_document_to_be_looked_at_says_so(self, asker: Asker) -> None:
         vm = asker.deliver(view_only=True)
         assert asker.world.announced[vm.id] == ("work", 7, True)

@@ -63,6 +63,8 @@ class World:
     replies: dict[VmId, list[Reply]] = field(default_factory=dict)
     announced: dict[VmId, tuple[VmName, int, bool]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    screens: list[str] = field(default_factory=list)
+    """Of the VMs whose screen the person was to see, one for each time."""
     told: dict[str, str] = field(default_factory=dict)
     """The last notice of each transfer, which is the one that a person sees."""
     outcomes: list[str] = field(default_factory=list)
@@ -263,6 +265,8 @@ class World:
                 self.dissolved.append(vm)
             case m.Show(asker, seq, stage):
                 self._show(asker, seq, stage)
+            case m.ShowScreen(vm):
+                self.screens.append(vm.name)
             case m.Announce(receiver, source, seq, view_only):
                 self.announced[receiver] = (source, seq, view_only)
             case m.Ask(question, pendrive):

@@ -15,6 +15,7 @@ from qfilexchg.dom0.consent.notifications import Notifications
 from qfilexchg.dom0.consent.protocol import BadMessage
 from qfilexchg.dom0.consent.terminal import DAEMON_ENDED, ENDED, TerminalAgent
 from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.viewer import Viewers
 from qfilexchg.errors import CallerError, HostError
 
 NOTHING_TO_ASK_WITH: Final = 4
@@ -80,13 +81,13 @@ def _ask_in_windows(way: str | None) -> int | None:
 
         notifications = Notifications()
         try:
-            return GtkAgent(_connect, notifications.show).run()
+            return GtkAgent(_connect, notifications.show, Viewers().open).run()
         finally:
             notifications.close()
     if way != "gtk" and (found := dialog_programs.find(way)):
         notifications = Notifications()
         try:
-            return dialog_programs.ProgramAgent(*found, _connect, notifications.show).run()
+            return dialog_programs.ProgramAgent(*found, _connect, notifications.show, Viewers().open).run()
         finally:
             notifications.close()
     return None

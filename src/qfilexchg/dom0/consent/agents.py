@@ -28,6 +28,7 @@ from qfilexchg.dom0.consent.protocol import (
     Hello,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
@@ -163,6 +164,11 @@ class Agents:
         """Tell every agent. A later text with the same ``transfer`` takes the place of an earlier."""
         for agent in self._agents:
             agent.send(Notice(text, transfer))
+
+    async def show(self, screen: Screen) -> None:
+        """Have the agent that would be asked open a VM's screen. Without one nobody sees it."""
+        if agent := await self._nearest():
+            agent.send(screen)
 
     def __len__(self) -> int:
         """How many agents are registered."""

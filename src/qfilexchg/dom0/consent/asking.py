@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Protocol, assert_never
 
 from qfilexchg.dom0.consent.dialog import Dialog, View
-from qfilexchg.dom0.consent.protocol import LINE_MAX, FromAgent, FromDaemon, Hello, Lines, Notice, Question, Welcome, Withdraw, encode
+from qfilexchg.dom0.consent.protocol import (
+    LINE_MAX,
+    FromAgent,
+    FromDaemon,
+    Hello,
+    Lines,
+    Notice,
+    Question,
+    Screen,
+    Welcome,
+    Withdraw,
+    encode,
+)
 
 REFRESH_S: Final = 0.1
 CONNECT_AGAIN_S: Final = 2.0
@@ -44,6 +57,9 @@ Show = Callable[[Question, Answering], Shown]
 Tell = Callable[[str | None, str], object]
 """Shows the person a text; a later one takes the place of an earlier with the same key."""
 
+Look = Callable[[Path], str | None]
+"""Opens the screen that is served at a Unix socket; why it cannot, where it cannot."""
+
 
 class DaemonEnded(Exception):
     """The connection is over. All questions are closed."""
@@ -52,10 +68,11 @@ class DaemonEnded(Exception):
 class Asking:
     """One agent. ``kind`` is what it calls itself to the daemon."""
 
-    def __init__(self, kind: str, show: Show, tell: Tell, clock_s: Callable[[], float]) -> None:
+    def __init__(self, kind: str, show: Show, tell: Tell, look: Look, clock_s: Callable[[], float]) -> None:
         self._kind = kind
         self._show = show
         self._tell = tell
+        self._look = look
         self._dialog = Dialog(clock_s)
         self._shown: tuple[Question, Shown] | None = None
         self._connection: socket.socket | None = None
@@ -131,6 +148,9 @@ class Asking:
                 self._dialog.withdraw(number)
             case Notice(text, transfer):
                 self._tell(transfer, text)
+            case Screen(vm, path):
+                if why_not := self._look(Path(path)):
+                    self._tell(None, f"{vm} has a document open, which is not shown: {why_not}")
             case _:
                 assert_never(message)
 

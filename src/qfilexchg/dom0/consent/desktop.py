@@ -19,7 +19,7 @@ from typing import Any
 
 from gi.repository import GLib, Gtk  # type: ignore[import-not-found]
 
-from qfilexchg.dom0.consent.asking import CONNECT_AGAIN_S, REFRESH_S, Answering, Asking, DaemonEnded, Tell
+from qfilexchg.dom0.consent.asking import CONNECT_AGAIN_S, REFRESH_S, Answering, Asking, DaemonEnded, Look, Tell
 from qfilexchg.dom0.consent.connection import NoDaemon
 from qfilexchg.dom0.consent.protocol import BadMessage, Question
 from qfilexchg.dom0.consent.window import NoticeWindow, QuestionWindow, use_style
@@ -32,13 +32,13 @@ _NO_KEY = ""
 class GtkAgent:
     """An agent of the graphical session.
 
-    ``connect`` makes a connection to the daemon; ``tell`` returns False where it cannot show a text.
+    ``connect`` makes a connection to the daemon; ``tell`` returns False where it cannot show a text; ``look`` opens a VM's screen.
     """
 
-    def __init__(self, connect: Callable[[], socket.socket], tell: Tell) -> None:
+    def __init__(self, connect: Callable[[], socket.socket], tell: Tell, look: Look) -> None:
         self._connect = connect
         self._tell = tell
-        self._asking = Asking(KIND, self._show, self._notice, time.monotonic)
+        self._asking = Asking(KIND, self._show, self._notice, look, time.monotonic)
         self._notices: dict[str, NoticeWindow] = {}
         self._held: dict[str, str] = {}
         self._failure: QfilexchgError | BadMessage | None = None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qfilexchg.dom0.consent.asking import CONNECT_AGAIN_S, REFRESH_S, Answering, Asking, DaemonEnded, Tell
+from qfilexchg.dom0.consent.asking import CONNECT_AGAIN_S, REFRESH_S, Answering, Asking, DaemonEnded, Look, Tell
 from qfilexchg.dom0.consent.connection import NoDaemon
 from qfilexchg.dom0.consent.dialog import View
 from qfilexchg.dom0.consent.protocol import Question
@@ -75,12 +75,12 @@ def text(question: Question, left_s: int) -> str:
 class ProgramAgent:
     """An agent whose questions are put by ``program``, which is at ``path``."""
 
-    def __init__(self, program: Program, path: str, connect: Callable[[], socket.socket], tell: Tell) -> None:
+    def __init__(self, program: Program, path: str, connect: Callable[[], socket.socket], tell: Tell, look: Look) -> None:
         self._program = program
         self._path = path
         self._connect = connect
         self._tell = tell
-        self._asking = Asking(program.name, self._show, self._notice, time.monotonic)
+        self._asking = Asking(program.name, self._show, self._notice, look, time.monotonic)
 
     def run(self) -> int:
         """Ask until SIGINT; return the exit status. Waits for a daemon that is not there; raises what ``connect`` raises besides."""

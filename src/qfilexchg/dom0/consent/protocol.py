@@ -25,6 +25,11 @@ a notice with the ``transfer`` of an earlier one takes its place::
     daemon  {"withdraw": 7}
     daemon  {"notice": "work → personal: delivered", "transfer": "4f0c9a1b2d3e5f60"}
 
+A DisposableVM that has just been given its document may have a screen. The agent that would be asked opens it for the person, by the
+VNC protocol at the Unix socket; the display ends with the VM::
+
+    daemon  {"screen": "disp3", "socket": "/run/user/1000/qfilexchg/domain/7/screen"}
+
 Whatever is not exactly one of these ends the connection, and a question that is open then is answered with no. So does the end
 of the connection itself. There is no way to say yes but ``"allow": true`` to a question that is open, and a no is never remembered.
 """
@@ -96,6 +101,14 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Screen:
+    """The person is to see the screen of ``vm``; it is served by VNC at the Unix socket of this absolute path."""
+
+    vm: VmName
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """An agent registers. ``kind`` is for the log."""
 
@@ -111,7 +124,7 @@ class Answer:
     remember: bool = False
 
 
-FromDaemon = Question | Welcome | Withdraw | Notice
+FromDaemon = Question | Welcome | Withdraw | Notice | Screen
 FromAgent = Hello | Answer
 
 
@@ -150,6 +163,8 @@ def encode(message: FromDaemon | FromAgent) -> bytes:
             fields = {"withdraw": question}
         case Notice(text, transfer):
             fields = {"notice": text[:TEXT_MAX], "transfer": transfer}
+        case Screen(vm, path):
+            fields = {"screen": vm, "socket": path}
         case Hello(kind):
             fields = {"hello": VERSION, "kind": kind}
         case Answer(question, allow, remember):
@@ -254,6 +269,8 @@ def _from_daemon(fields: Mapping[str, object]) -> FromDaemon:
             return Withdraw(_number(question))
         case {"notice": text, "transfer": transfer, **rest} if not rest:
             return Notice(_text(text), None if transfer is None else _word(transfer))
+        case {"screen": vm, "socket": path, **rest} if not rest:
+            return Screen(_name(vm), _path(path))
         case _:
             raise _Unclear("unknown message")
 
@@ -290,6 +307,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > TEXT_MAX:
         raise _Unclear(f"not a text of at most {TEXT_MAX} characters")
     return value
+
+
+def _path(value: object) -> str:
+    path = _text(value)
+    if not path.startswith("/") or "\0" in path:
+        raise _Unclear("not the path of a socket")
+    return path
 
 
 def _word(value: object) -> str:

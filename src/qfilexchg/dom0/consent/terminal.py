@@ -26,6 +26,7 @@ from qfilexchg.dom0.consent.protocol import (
     Lines,
     Notice,
     Question,
+    Screen,
     Welcome,
     Withdraw,
     encode,
@@ -106,6 +107,9 @@ class TerminalAgent:
                 self._withdraw(number)
             case Notice(text):
                 self._say(f"\n* {printable(text)}\n" if self._open else f"* {printable(text)}\n")
+                self._prompt()
+            case Screen(vm, path):
+                self._say(f"* {vm} shows its document on the screen that is served by VNC at the Unix socket {printable(path)}\n")
                 self._prompt()
             case _:
                 assert_never(message)

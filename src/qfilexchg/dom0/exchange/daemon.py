@@ -199,6 +199,8 @@ class Daemon:
                 await self._domains.announce(receiver, source, seq, view_only=view_only)
             case m.Show(asker, seq, stage):
                 await self._domains.show(asker, seq, stage)
+            case m.ShowScreen(disposable):
+                self._tasks.create_task(self._show_screen(disposable))
             case m.Notify(transfer, text):
                 log.info("notice: %s", text)
                 self._agents.notify(text, transfer)
@@ -334,6 +336,13 @@ class Daemon:
         else:
             return m.Destroyed(effect.vm.id)
         return m.DestroyFailed(effect.vm.id)
+
+    async def _show_screen(self, vm: RunningVm) -> None:
+        try:
+            if socket := await self._hypervisor.screen(vm.id):
+                await self._agents.show(consent.Screen(vm.name, str(socket)))
+        except Exception:  # the document is open all the same, and the person can have its screen by qvm-start
+            log.exception("the screen of %s is not shown", vm.name)
 
     async def _dissolve(self, vm: VmId) -> None:
         try:

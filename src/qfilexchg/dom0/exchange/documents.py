@@ -89,6 +89,7 @@ class Documents:
         match self._documents.get(vm):
             case Document(fate=Fate.BROUGHT) as document:
                 self._put(replace(document, fate=Fate.DELIVERED))
+                self._emit(m.ShowScreen(document.vm))
             case Document(fate=Fate.UNDELIVERED) as document:
                 self._put(replace(document, fate=Fate.KILLED))
 

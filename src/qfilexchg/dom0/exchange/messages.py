@@ -388,6 +388,13 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
+class ShowScreen:
+    """Open the screen of a DisposableVM for the person, if it has one: its document is about to be there."""
+
+    vm: RunningVm
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Write the reply key of a VM."""
 
@@ -461,6 +468,7 @@ Effect = (
     | Dissolve
     | Announce
     | Show
+    | ShowScreen
     | Tell
     | Ask
     | Withdraw
