@@ -28,7 +28,7 @@ DEAR = {
 COMMANDS = [path for folder in ("bin", "libexec") for path in sorted((CHECKOUT / "packaging/vm" / folder).iterdir())]
 
 
-@pytest.mark.parametrize("tool", ["penctl", "copy_to_vm", "incoming", "open_in_dvm", "pendrive_script", "returning"])
+@pytest.mark.parametrize("tool", ["penctl", "copy_to_vm", "incoming", "open_in_dvm", "pendrive_script", "returning", "volume_name"])
 def test_it_is_little(tool: str) -> None:
     program = f"import sys; sys.path.insert(0, 'src'); import qfilexchg.guest.{tool}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
