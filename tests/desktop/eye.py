@@ -2,7 +2,8 @@
 
 One JSON object a line comes in, one goes out: ``{"do": "look"}`` lists every widget that assistive technology is told of, with its place
 on the screen; ``{"do": "picture", "path": …}`` saves the whole screen; ``{"do": "letter", "open": …}`` opens or closes another window,
-in which a person might be writing.
+in which a person might be writing; ``{"do": "pointed"}`` tells what has got the focus since it was last asked, or has come under the
+mouse in a menu: Qt lists none of its menus.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ STATES = ("FOCUSED", "SENSITIVE", "SHOWING", "ACTIVE", "CHECKED", "IS_DEFAULT")
 class Eye:
     def __init__(self) -> None:
         self._letter: Any = None
+        self._pointed: dict[str, object] | None = None
+        self._listener = Atspi.EventListener.new(self._focused)
+        self._listener.register("object:state-changed:focused")
+
+    def _focused(self, event: Any) -> None:
+        if event.detail1:
+            self._pointed = tell(event.source, "")
 
     def do(self, request: dict[str, Any]) -> object:
         match request["do"]:
@@ -32,6 +40,9 @@ class Eye:
             case "picture":
                 root = Gdk.get_default_root_window()
                 Gdk.pixbuf_get_from_window(root, 0, 0, root.get_width(), root.get_height()).savev(request["path"], "png", [], [])
+            case "pointed":
+                pointed, self._pointed = self._pointed, None
+                return pointed
             case "letter":
                 self.letter(request["open"])
         return None
@@ -56,11 +67,15 @@ def children(node: Any) -> list[Any]:
 
 
 def walk(node: Any, application: str) -> list[dict[str, object]]:
+    return [tell(node, application)] + [below for child in children(node) for below in walk(child, application)]
+
+
+def tell(node: Any, application: str) -> dict[str, object]:
     node.clear_cache()
     states = node.get_state_set()
     component = node.get_component_iface()
     place = component.get_extents(Atspi.CoordType.SCREEN) if component else None
-    told: dict[str, object] = {
+    return {
         "application": application,
         "role": node.get_role_name(),
         "name": node.get_name(),
@@ -68,7 +83,6 @@ def walk(node: Any, application: str) -> list[dict[str, object]]:
         "states": [state for state in STATES if states.contains(getattr(Atspi.StateType, state))],
         "place": [place.x, place.y, place.width, place.height] if place else [0, 0, 0, 0],
     }
-    return [told] + [below for child in children(node) for below in walk(child, application)]
 
 
 def heard(eye: Eye) -> bool:

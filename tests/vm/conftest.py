@@ -31,14 +31,15 @@ _labs: list[Lab] = []
 
 
 @contextmanager
-def _lab() -> Iterator[Lab]:
+def laboratory(*options: str) -> Iterator[Lab]:
+    """A lab, whose template is built with these options."""
     folder = Path(tempfile.mkdtemp(prefix="qx-", dir="/tmp"))
     lab = Lab(folder)
     lab.home.make()
     lab.home.configuration.write_text(f"question_timeout_s = {QUESTION_TIMEOUT_S}\n")
     _labs.append(lab)
     try:
-        lab.succeed("qvm-template", "build")
+        lab.succeed("qvm-template", "build", *options)
         yield lab
         lab.down()
         assert lab.processes() == []
@@ -50,13 +51,13 @@ def _lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    with _lab() as lab:
+    with laboratory() as lab:
         yield lab
 
 
 @pytest.fixture
 def lab_of_its_own() -> Iterator[Lab]:
-    with _lab() as lab:
+    with laboratory() as lab:
         yield lab
 
 

@@ -1,0 +1,190 @@
+"""The whole story as a person has it: two VMs with screens, their file managers, the question at the host, and DisposableVMs in windows.
+
+What acts is the emulated mouse and keyboard of the VMs, and a mouse at the host's own desk, where the real agent runs. Pictures of each
+step are in ``.ci/out/screen``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from qfilexchg.dom0.vms.collection import Collection, Kind
+from qfilexchg.protocol.names import VmName
+from tests.desktop.desk import PYTHON, Desk
+from tests.vm.conftest import laboratory
+from tests.vm.lab import CHECKOUT, Lab, Vm
+from tests.vm.screen import OUT, Screen
+from tests.vm.steps import rule, spool_is_empty, until
+
+WORDS = "Dear aunt,\nthank you for the pullover.\n"
+PAPER = (0x20, 0x90, 0x40)
+"""A colour that nothing else on these screens has."""
+
+
+def pdf() -> bytes:
+    """One page, all of it in the colour of :data:`PAPER`."""
+    red, green, blue = (part / 255 for part in PAPER)
+    content = f"{red:.4f} {green:.4f} {blue:.4f} rg 0 0 595 842 re f".encode()
+    objects = (
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(content), content),
+    )
+    file, places = bytearray(b"%PDF-1.4\n"), []
+    for number, body in enumerate(objects, start=1):
+        places.append(len(file))
+        file += b"%d 0 obj%sendobj\n" % (number, body)
+    table = len(file)
+    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1) + b"".join(b"%010d 00000 n \n" % place for place in places)
+    return bytes(file + b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table))
+
+
+REPORT = pdf()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """One whose VMs have screens, and a savefile with X running."""
+    with laboratory("--desktop") as lab:
+        rule(lab, "* disposable allow\n* * ask")
+        lab.succeed("qvm-create-default-dvm", "--default-template")
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def desk(lab: Lab) -> Iterator[Desk]:
+    """The person's own desktop at the host, with their agent."""
+    with Desk.set_up() as desk, ExitStack() as stack:
+        lab.succeed("qfilexchg", "up")
+        environment = desk.environment | {"PYTHONPATH": str(CHECKOUT / "src"), "QFILEXCHG_HOME": str(lab.home.data)}
+        agent = subprocess.Popen([PYTHON, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent"], env=environment, stdin=subprocess.DEVNULL)
+        stack.callback(agent.wait)
+        stack.callback(agent.terminate)
+        yield desk
+
+
+@pytest.fixture(scope="module")
+def work(lab: Lab, desk: Desk) -> Iterator[Screen]:
+    with at(lab.vm("work")) as screen:
+        screen.finds_the_file_manager()
+        for name, content in (("report.pdf", REPORT), ("letter.txt", WORDS.encode())):
+            assert screen.vm.run("sh", "-c", 'cat >"$1"', "sh", name, input=content).returncode == 0
+        yield screen
+
+
+@contextmanager
+def at(vm: Vm) -> Iterator[Screen]:
+    with Screen(vm) as screen:
+        yield screen
+
+
+@pytest.fixture(scope="module")
+def personal(lab: Lab, work: Screen) -> Iterator[Screen]:
+    with at(lab.vm("personal")) as screen:
+        screen.finds_the_file_manager()
+        yield screen
+
+
+def disposable(lab: Lab) -> Vm:
+    """The DisposableVM that a document was opened in."""
+
+    def names() -> list[VmName]:
+        return [vm.name for vm in Collection(lab.home.collection).list() if vm.kind is Kind.DISPOSABLE]
+
+    until(lambda: len(names()) == 1, "there is a DisposableVM")
+    vm = Vm(lab, names()[0])
+    until(lambda: vm.runs, f"{vm.name} runs")
+    return vm
+
+
+def shows_the_page(screen: Screen) -> bool:
+    """A viewer may round a colour."""
+    return any(all(abs(part - wanted) <= 2 for part, wanted in zip(colour, PAPER, strict=True)) for colour in screen.colours())
+
+
+def windows(desk: Desk, title: str) -> list[str]:
+    found = subprocess.run(
+        ["xdotool", "search", "--name", title], env=desk.environment, capture_output=True, text=True, timeout=20, check=False
+    )
+    return found.stdout.split()
+
+
+def is_gone(lab: Lab, desk: Desk, vm: Vm) -> None:
+    """The DisposableVM, and the window in which the person saw it."""
+    until(lambda: not vm.runs, f"{vm.name} is gone")
+    until(lambda: not windows(desk, re.escape(vm.name)), f"the window of {vm.name} is gone")
+    spool_is_empty(lab)
+
+
+def test_a_file_goes_to_another_vm(lab: Lab, desk: Desk, work: Screen, personal: Screen) -> None:
+    work.opens_menu("report.pdf")
+    work.points_to("Send to VM…")
+    work.picture("1-menu")
+    work.clicks_here()
+    work.sees("Name of the VM", "text", "FOCUSED")
+    work.types("personal")
+    work.picture("2-destination")
+    work.presses("ret")
+    work.sees("Waiting for an answer in dom0…")
+    work.picture("3-progress")
+    allow = desk.sees("Allow", "push button", "SENSITIVE")
+    desk.picture("4-question", 0.25)
+    (OUT / "4-question.png").write_bytes(desk.picture_path("4-question").read_bytes())
+    desk.click(allow)
+    work.sees("Sent to personal")
+    work.picture("5-sent")
+    work.presses("ret")
+
+    personal.sees("work", "table cell")
+    personal.picture("6-arrived")
+    personal.clicks("work", "table cell")
+    personal.clicks("report.pdf")
+    personal.picture("7-on-the-pendrive")
+    personal.presses("ctrl", "c")
+    personal.clicks("user", "table cell")
+    personal.presses("ctrl", "v")
+    until(lambda: personal.vm.run("cat", "report.pdf").stdout == REPORT, "the copy is there")
+    personal.picture("8-copied")
+    personal.ejects("work")
+    personal.does_not_see("work")
+    spool_is_empty(lab)
+    until(lambda: personal.vm.run("test", "-e", "/dev/xvdh").returncode != 0, "the disk is gone")
+    personal.picture("9-ejected")
+
+
+def test_a_pdf_is_shown_in_a_window_of_its_own(lab: Lab, desk: Desk, work: Screen) -> None:
+    work.chooses("Open in DisposableVM", of="report.pdf")
+    vm = disposable(lab)
+    with at(vm) as screen:
+        until(lambda: shows_the_page(screen), "the page is shown")
+        until(lambda: windows(desk, re.escape(vm.name)), "its window is there")
+        screen.picture("10-pdf")
+        desk.picture("11-window", 2.0)
+        (OUT / "11-window.png").write_bytes(desk.picture_path("11-window").read_bytes())
+        screen.presses("q")
+    is_gone(lab, desk, vm)
+    assert work.vm.run("cat", "report.pdf").stdout == REPORT
+
+
+def test_a_letter_is_edited_and_comes_back(lab: Lab, desk: Desk, work: Screen) -> None:
+    work.chooses("Open in DisposableVM", of="letter.txt")
+    vm = disposable(lab)
+    with at(vm) as screen:
+        screen.sees("File", "menu")
+        screen.presses("ctrl", "end")
+        screen.types("Yours, Ann\n")
+        screen.picture("12-edited")
+        desk.picture("13-edited-window", 1.0)
+        (OUT / "13-edited-window.png").write_bytes(desk.picture_path("13-edited-window").read_bytes())
+        screen.presses("ctrl", "s")
+        until(lambda: vm.run("cat", "/tmp/letter.txt").stdout == f"{WORDS}Yours, Ann\n".encode(), "it is saved")
+        screen.presses("ctrl", "q")
+    until(lambda: work.vm.run("cat", "letter.txt").stdout == f"{WORDS}Yours, Ann\n".encode(), "the letter is back")
+    is_gone(lab, desk, vm)
+    work.picture("14-returned")
