@@ -98,7 +98,9 @@ def disposable(lab: Lab) -> Vm:
         return [vm.name for vm in Collection(lab.home.collection).list() if vm.kind is Kind.DISPOSABLE]
 
     until(lambda: len(names()) == 1, "there is a DisposableVM")
-    return Vm(lab, names()[0])
+    vm = Vm(lab, names()[0])
+    until(lambda: vm.runs, f"{vm.name} runs")
+    return vm
 
 
 def shows_the_page(screen: Screen) -> bool:
