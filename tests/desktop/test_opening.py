@@ -15,6 +15,8 @@ from tests.desktop.vm import Vm
 
 REALLY = "What was changed there will be lost. Press again to end the DisposableVM, or Escape to keep it."
 TITLE = "Open in DisposableVM"
+SETTLED_S = 0.5
+"""The window manager has decided by then which window has the keyboard."""
 OPENING = "Opening report.pdf in a DisposableVM"
 OPEN = "report.pdf is open in a DisposableVM"
 
@@ -111,7 +113,7 @@ class TestStages:
         until(lambda: desk.shows_window(TITLE), "the window is there again")
         assert any(seen.startswith(text) for seen in desk.texts())
         desk.picture(f"o5-{stage}", DRAWN_S)
-        desk.clicks("Close", "push button", "FOCUSED")
+        desk.clicks("Close", "push button", "SENSITIVE")
         assert ended(window) == status
 
     def test_changes_that_are_elsewhere_are_always_told(self, desk: Desk, vm: Vm, report: Path) -> None:
@@ -123,8 +125,24 @@ class TestStages:
         until(lambda: desk.shows_window(TITLE), "the window is there again")
         assert any(f"they are in {report} (edited in disp3)" in text for text in desk.texts())
         desk.picture("o6-beside", DRAWN_S)
-        desk.clicks("Close", "push button", "FOCUSED")
+        desk.clicks("Close", "push button", "SENSITIVE")
         assert ended(window) == outcome.BESIDE
+
+    @pytest.mark.parametrize("key", ["space", "Return"])
+    def test_a_window_that_comes_forward_by_itself_does_not_take_the_keyboard(self, desk: Desk, vm: Vm, report: Path, key: str) -> None:
+        window = start(vm, report)
+        seq = open_there(desk, vm)
+        with desk.letter() as letter:
+            vm.tells(seq, "returned disp3")
+            book_in(str(vm.folder)).conclude(seq, Outcome(BESIDE, f"{report} (edited in disp3)", "it was changed here meanwhile"))
+            until(lambda: desk.shows_window(TITLE), "the window is there again")
+            desk.sees("The changes are not in report.pdf")
+            desk.waits(SETTLED_S)
+            desk.sees(letter.name, letter.role, "ACTIVE")
+            desk.press(key)
+            desk.waits(SETTLED_S)
+            desk.sees("The changes are not in report.pdf")
+            assert window.poll() is None
 
     def test_a_folder_is_refused_by_the_command(self, desk: Desk, vm: Vm) -> None:
         window = start(vm, vm.outgoing)

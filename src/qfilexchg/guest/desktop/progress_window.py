@@ -80,10 +80,16 @@ class ProgressWindow:
         for option, offer in self._offers.items():
             offer.set_visible(option in view.offers)
         self._show_way_out(view)
-        if view.end and not (before and before.end):
+        ends = bool(view.end and not (before and before.end))
+        if ends:
             self._ended(view)
-        elif before is None or view.aside != before.aside:
-            self._keep_aside() if view.aside else self._come_forward()
+        if before is None:
+            self._window.show()
+            self._window.present_with_time(Gdk.CURRENT_TIME)
+        elif view.aside and not before.aside:
+            self._keep_aside()
+        elif (before.aside and not view.aside) or (ends and self._is_icon()):
+            self._come_forward()
 
     def destroy(self) -> None:
         GLib.source_remove(self._pulse)
@@ -117,8 +123,6 @@ class ProgressWindow:
         self._way_out.grab_focus()
         if view.closes_s is not None:
             self._timer = GLib.timeout_add(round(view.closes_s * 1000), self._time_is_over)
-            self._window.set_focus_on_map(False)  # nobody has to answer it: it must not take the keyboard
-        self._come_forward()
 
     def _time_is_over(self) -> bool:
         self._timer = 0
@@ -126,14 +130,18 @@ class ProgressWindow:
         return False
 
     def _come_forward(self) -> None:
+        """Be seen, but leave the keyboard where it is: what is typed elsewhere meanwhile must not press a button here."""
+        if not self._window.is_active():
+            self._window.hide()  # it comes as a new window: one that stops being an icon gets the keyboard, whatever it asks for
+            self._window.set_focus_on_map(False)
+        self._window.deiconify()
         self._window.show()
-        if self._window.get_focus_on_map():
-            self._window.present_with_time(Gdk.CURRENT_TIME)
-        else:
-            self._window.deiconify()
 
     def _keep_aside(self) -> None:
         self._window.iconify()
+
+    def _is_icon(self) -> bool:
+        return bool(self._window.get_window().get_state() & Gdk.WindowState.ICONIFIED)
 
     def _alive(self) -> bool:
         if self._view and self._view.working and self._view.fraction is None:
