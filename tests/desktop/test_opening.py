@@ -190,6 +190,33 @@ class TestCancel:
         close(desk)
         assert ended(window) == outcome.CANCELLED
 
+    def test_a_double_click_does_not_end_the_disposablevm(self, desk: Desk, vm: Vm, report: Path) -> None:
+        start(vm, report)
+        open_there(desk, vm)
+        bring_back(desk)
+        desk.waits(SETTLED_S)
+        desk.click_twice(desk.sees("End DisposableVM", "push button", "SENSITIVE"))
+        desk.sees(REALLY)
+        assert "SENSITIVE" not in desk.sees("End DisposableVM", "push button").states
+        desk.sees("End DisposableVM", "push button", "SENSITIVE")  # a second later
+        assert vm.asks_nothing()
+
+    @pytest.mark.parametrize("way", ["Return", "space", "Keep it"])
+    def test_what_is_pressed_without_looking_keeps_it(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
+        start(vm, report)
+        open_there(desk, vm)
+        bring_back(desk)
+        desk.clicks("End DisposableVM", "push button", "SENSITIVE")
+        desk.sees("Keep it", "push button", "FOCUSED")
+        if way == "Keep it":
+            desk.clicks(way, "push button")
+        else:
+            desk.press(way)
+        until(lambda: not desk.shows_window(TITLE), "the window is out of the way")
+        assert vm.asks_nothing()
+        bring_back(desk)
+        desk.does_not_see("Keep it")
+
     @pytest.mark.parametrize("way", ["Escape", "alt+F4"])
     def test_to_close_the_window_of_an_open_document_only_puts_it_out_of_the_way(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
         start(vm, report)

@@ -16,6 +16,8 @@ gi.require_version("Gdk", "3.0")
 from gi.repository import Gdk, GLib, Gtk  # type: ignore[import-not-found]  # noqa: E402
 
 PULSE_MS: Final = 120
+REALLY_MS: Final = 1000
+"""For so long the button that destroys cannot be pressed the second time: a double click is no second thought."""
 LIST_HEIGHT: Final = 140
 OFFERS: Final = {SKIP: "_Leave these out", ARCHIVE: "_Pack all into one tar file"}
 
@@ -33,6 +35,7 @@ class ProgressWindow:
         self._retry = retry
         self._view: View | None = None
         self._timer = 0
+        self._hesitation = 0
         window = self._window = Gtk.Window(title=title, resizable=False, type_hint=Gdk.WindowTypeHint.NORMAL)
         window.set_position(Gtk.WindowPosition.CENTER)
         window.set_icon_name("document-send")
@@ -57,7 +60,7 @@ class ProgressWindow:
         for part in (self._heading, self._text, self._bar, self._counts, self._list, self._notes, self._buttons()):
             page.add(part)
         page.show_all()
-        for part in (self._bar, self._counts, self._list, self._notes, *self._offers.values()):
+        for part in (self._bar, self._counts, self._list, self._notes, self._keep_button, *self._offers.values()):
             part.set_no_show_all(True)
             part.hide()
         window.add(page)
@@ -79,6 +82,8 @@ class ProgressWindow:
             self._bar.pulse()  # what has been copied is not what is waited for now
         for option, offer in self._offers.items():
             offer.set_visible(option in view.offers)
+        if view.confirming != bool(before and before.confirming):
+            self._ask_again(view.confirming)
         self._show_way_out(view)
         ends = bool(view.end and not (before and before.end))
         if ends:
@@ -93,8 +98,9 @@ class ProgressWindow:
 
     def destroy(self) -> None:
         GLib.source_remove(self._pulse)
-        if self._timer:
-            GLib.source_remove(self._timer)
+        for timer in (self._timer, self._hesitation):
+            if timer:
+                GLib.source_remove(timer)
         self._window.destroy()
 
     def _buttons(self) -> Any:
@@ -104,17 +110,38 @@ class ProgressWindow:
         for option, offer in self._offers.items():
             offer.connect("clicked", lambda _, option=option: self._retry(option))
             row.add(offer)
+        self._keep_button = button("_Keep it")
+        self._keep_button.connect("clicked", lambda _: self._keep())
+        row.add(self._keep_button)
         self._way_out = button("_Cancel")
         self._way_out.connect("clicked", self._pressed)
         row.add(self._way_out)
         return row
+
+    def _ask_again(self, asks: bool) -> None:
+        """What destroys something is asked about by a second button, and that it is kept is what a key means."""
+        if self._hesitation:
+            GLib.source_remove(self._hesitation)
+            self._hesitation = 0
+        self._keep_button.set_visible(asks)
+        if asks:
+            self._hesitation = GLib.timeout_add(REALLY_MS, self._has_hesitated)
+        certain = self._keep_button if asks else self._way_out
+        self._window.set_default(certain)
+        certain.grab_focus()
+
+    def _has_hesitated(self) -> bool:
+        self._hesitation = 0
+        if self._view:
+            self._show_way_out(self._view)
+        return False
 
     def _show_way_out(self, view: View) -> None:
         """One button: it cancels what runs, and closes the window of what has ended."""
         word = f"_{view.cancel or ('Close' if view.can_leave else 'Cancel')}"
         if self._way_out.get_label() != word:
             self._way_out.set_label(word)
-        can_be_pressed = bool(view.cancel) or view.can_leave
+        can_be_pressed = (bool(view.cancel) or view.can_leave) and not self._hesitation
         if self._way_out.get_sensitive() != can_be_pressed:
             self._way_out.set_sensitive(can_be_pressed)
 
