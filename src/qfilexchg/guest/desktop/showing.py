@@ -144,7 +144,7 @@ class Showing:
         if self._told_end:
             self._status, self._why = self._told_end
             return
-        if self._cancelling:  # before it was ready to hear of it, so before it had asked for anything
+        if self._cancelling and not self._stage:  # before it was ready to hear of it, so before it had asked for anything
             self._status = outcome.CANCELLED
             return
         self._status = outcome.BROKEN if status in (None, outcome.DONE) else status

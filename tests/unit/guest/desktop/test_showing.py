@@ -152,6 +152,16 @@ class TestCancel:
         showing.ended(None, "Traceback: KeyboardInterrupt")
         assert showing.view.heading == "Cancelled: nothing was sent"
 
+    @pytest.mark.parametrize(("status", "said"), [(1, "Traceback: OSError"), (None, "")])
+    def test_of_a_tool_that_breaks_afterwards_is_a_failure(self, status: int | None, said: str) -> None:
+        showing = sending()
+        stage(showing, "asking")
+        assert showing.cancel()
+        showing.ended(status, said)
+        view = showing.view
+        assert (view.end, view.heading, view.closes_s) == (End.BAD, "Not sent: something failed", None)
+        assert "did not say why" in view.text and view.text.endswith(said or "why.")
+
     def test_of_what_has_ended_is_nothing(self) -> None:
         showing = sending()
         end(showing, 0)
