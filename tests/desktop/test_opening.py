@@ -288,6 +288,25 @@ class TestSeveral:
         assert ended(window) == (outcome.CANCELLED if end == "cancelled" else outcome.REFUSED)
         assert vm.asks_nothing()
 
+    def test_a_cancel_that_comes_too_late_stops_those_that_wait_all_the_same(self, desk: Desk, vm: Vm, documents: list[Path]) -> None:
+        window = start(vm, *documents)
+        vm.attaches()
+        send = vm.takes("send")
+        vm.replies(send, "asking")
+        desk.sees("Waiting for an answer in dom0…\n2 more to open after this.")
+        desk.sees("Cancel", "push button", "FOCUSED")
+        desk.press("Escape")
+        vm.replies(vm.takes("cancel"), "failed", "busy")
+        vm.takes_again(send)
+        vm.delivers(send)
+        vm.replies(vm.takes("forget"), "failed", "no-document")
+        desk.sees("It is too late to stop: it is closed there.")
+        desk.sees("2 more documents were not opened.")
+        assert vm.asks_nothing()
+        desk.clicks("Close", "push button", "SENSITIVE")
+        assert ended(window) == outcome.DONE
+        assert vm.asks_nothing()
+
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

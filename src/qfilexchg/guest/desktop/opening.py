@@ -50,6 +50,7 @@ class Opening(Showing):
 
     def not_followed(self, count: int) -> None:
         """So many documents that waited behind this one are not opened."""
+        self._waiting = 0
         if count:
             self._notes.append("1 more document was not opened." if count == 1 else f"{count} more documents were not opened.")
 

@@ -60,12 +60,17 @@ class Shown:
     def ended(self) -> None:
         """The tool is gone."""
 
+    def cancelled(self) -> None:
+        """The person has cancelled it. The tool may find that it is too late."""
+
     def retry(self, offer: str) -> None:
         """The person has taken an offer."""
 
     def _cancel(self) -> None:
-        if self.showing and self.showing.cancel() and self._running:
-            self._running.cancel()
+        if self.showing and self.showing.cancel():
+            if self._running:
+                self._running.cancel()
+            self.cancelled()
         self.update()
 
     def _keep(self) -> None:
@@ -204,16 +209,24 @@ class _Opened(Shown):
             self._followed = True
             self._opener.next()
 
+    def cancelled(self) -> None:
+        self._stop()
+
     def ended(self) -> None:
         assert isinstance(self.showing, Opening)
         status = self.showing.status
         if status != outcome.DONE:
             self._opener.status = outcome.BROKEN if status is None else status
-        if self._followed:
-            return
-        self._followed = True
-        if status in (outcome.CANNOT_BE_HELD, outcome.NO_ROOM):  # that is this document's alone
+        if status in (outcome.CANNOT_BE_HELD, outcome.NO_ROOM) and not self._followed:  # that is this document's alone
+            self._followed = True
             self._opener.next()
         else:
-            self.showing.not_followed(self._opener.stop())
+            self._stop()
             self.update()
+            self._opener.end_if_idle()
+
+    def _stop(self) -> None:
+        """Those that wait behind this one are not opened."""
+        if not self._followed and isinstance(self.showing, Opening):
+            self._followed = True
+            self.showing.not_followed(self._opener.stop())

@@ -294,6 +294,13 @@ class TestOpening:
         assert showing.view.notes == notes
         assert (showing.view.closes_s is None) == bool(count)
 
+    def test_those_that_do_not_follow_are_not_promised_any_more(self) -> None:
+        showing = opening(waiting=2)
+        stage(showing, "asking")
+        showing.cancel()
+        showing.not_followed(2)
+        assert stage(showing, "too-late").text == "It is too late to stop: it is closed there."
+
 
 def test_a_refusal_is_an_end() -> None:
     view = Refused("only files of this VM").view
