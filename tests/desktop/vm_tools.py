@@ -1,7 +1,8 @@
 """A program of the VM side as it runs in a VM that the test plays: ``vm_tools.py PROGRAM ARGUMENT…``.
 
 Its folder is ``$VM``: ``xvdg`` and ``xvdh`` there are the pendrives, which come and go as the test says; ``outgoing`` is the folder of the
-first, and being mounted is a file beside it. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The windows run these
+first, and being mounted is a file beside it. Where ``$TOOL`` is, it stands in for
+``qvm-copy-to-vm``. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The windows run these
 same tools. All else is what is installed in a VM.
 """
 
@@ -66,6 +67,9 @@ def main() -> int:
     from qfilexchg.guest.desktop.programs import OpenInDvm, SendToVm
 
     tool = (sys.executable, __file__)
+    if stand_in := os.environ.get("TOOL"):
+        SendToVm.command = (stand_in,)
+        return start.send_to_vm(arguments)
     SendToVm.command, OpenInDvm.command = (*tool, "qvm-copy-to-vm"), (*tool, "qvm-open-in-dvm")
     return {"send-to-vm-window": start.send_to_vm, "open-in-dvm-window": start.open_in_dvm}[program](arguments)
 

@@ -9,7 +9,7 @@ import gi  # type: ignore[import-not-found]
 
 from qfilexchg.guest.desktop.sending import ARCHIVE, SKIP
 from qfilexchg.guest.desktop.showing import View
-from qfilexchg.guest.desktop.widgets import MARGIN, box, button, label, name, scrolled
+from qfilexchg.guest.desktop.widgets import MARGIN, Passage, box, button, label, name, scrolled, write
 
 gi.require_version("Gtk", "3.0")
 gi.require_version("Gdk", "3.0")
@@ -43,11 +43,11 @@ class ProgressWindow:
         window.connect("key-press-event", self._key)
 
         self._heading = label("", "qfx-heading", width=40)
-        self._text = label("")
+        self._text = Passage()
         self._bar = Gtk.ProgressBar()
         name(self._bar, "Progress")
         self._counts = label("", "qfx-dim")
-        self._notes = label("", "qfx-dim")
+        self._notes = Passage("qfx-dim")
         self._problems = label("")
         self._problems.set_selectable(True)
         self._problems.set_can_focus(False)
@@ -57,10 +57,11 @@ class ProgressWindow:
         self._list = scrolled(self._problems, LIST_HEIGHT)
         page = box(Gtk.Orientation.VERTICAL, 12, margin=MARGIN)
         page.set_size_request(460, -1)
-        for part in (self._heading, self._text, self._bar, self._counts, self._list, self._notes, self._buttons()):
+        for part in (self._heading, *self._text.parts, self._bar, self._counts, self._list, *self._notes.parts, self._buttons()):
             page.add(part)
         page.show_all()
-        for part in (self._bar, self._counts, self._list, self._notes, self._keep_button, *self._offers.values()):
+        passages = (*self._text.parts, *self._notes.parts)
+        for part in (*passages, self._bar, self._counts, self._list, self._keep_button, *self._offers.values()):
             part.set_no_show_all(True)
             part.hide()
         window.add(page)
@@ -69,11 +70,12 @@ class ProgressWindow:
     def update(self, view: View) -> None:
         """Show how things stand."""
         before, self._view = self._view, view
-        _write(self._heading, view.heading)
-        for part, text in ((self._text, view.text), (self._counts, view.counts), (self._notes, "\n".join(view.notes))):
-            _write(part, text)
-            part.set_visible(bool(text))
-        _write(self._problems, "\n".join(view.problems))
+        write(self._heading, view.heading)
+        self._text.write(view.text)
+        self._notes.write("\n".join(view.notes))
+        write(self._counts, view.counts)
+        self._counts.set_visible(bool(view.counts))
+        write(self._problems, "\n".join(view.problems))
         self._list.set_visible(bool(view.problems))
         self._bar.set_visible(view.working)
         if view.fraction is not None:
@@ -198,8 +200,3 @@ class ProgressWindow:
             self._cancel()
         elif self._view and self._view.can_leave:
             self._close()
-
-
-def _write(part: Any, text: str) -> None:
-    if part.get_text() != text:
-        part.set_text(text)

@@ -152,6 +152,11 @@ class Showing:
         said = "".join(letter if letter == "\n" else printable(letter) for letter in said.strip()[-STDERR_MAX:])
         self._why = f"{self.tool} {how}, and did not say why{f':{chr(10)}{said}' if said else '.'}"
 
+    def not_started(self, why: str) -> None:
+        """There is no such tool, or it cannot be run."""
+        self._status = outcome.BROKEN
+        self._why = f"{self.tool} could not be started: {printable(why)}"
+
     def cancel(self) -> bool:
         """The person wants it to end. Whether the tool is to be told so."""
         if self._cancelling or self._too_late or self._status is not None:
@@ -226,7 +231,11 @@ def things(paths: Sequence[str]) -> str:
     """What these paths are, in a few words."""
     if len(paths) != 1:
         return f"{len(paths)} files and folders"
-    name = printable(os.path.basename(os.path.abspath(paths[0])) or "/")
+    return short(printable(os.path.basename(os.path.abspath(paths[0])) or "/"))
+
+
+def short(name: str) -> str:
+    """A name's beginning and end, if it is longer than :data:`NAME_MAX`."""
     return name if len(name) <= NAME_MAX else f"{name[: NAME_MAX * 2 // 3]}…{name[-NAME_MAX // 3 + 1 :]}"
 
 

@@ -183,6 +183,12 @@ class TestATool:
         assert showing.view.text.endswith("line\n\\x1b[2Jlast")
         assert len(showing.view.text) < STDERR_MAX + 100
 
+    def test_that_could_not_be_started_is_said_to_be_so(self) -> None:
+        showing = sending()
+        showing.not_started("Argument list too long\x1b")
+        assert (showing.status, showing.view.end) == (outcome.BROKEN, End.BAD)
+        assert showing.view.text == "Qvm-copy-to-vm could not be started: Argument list too long\\x1b"
+
     @pytest.mark.parametrize("line", ["", "no JSON", "3", '{"stage": 1, "text": "x"}', '{"bytes": "many"}', '{"else": true}', "[" * 99999])
     def test_whose_line_is_not_understood_is_not_disturbed(self, line: str) -> None:
         showing = sending()
