@@ -144,6 +144,25 @@ class TestStages:
             desk.sees("The changes are not in report.pdf")
             assert window.poll() is None
 
+    def test_one_that_waits_for_a_pendrive_to_go_says_so_and_is_only_put_out_of_the_way(self, desk: Desk, vm: Vm, report: Path) -> None:
+        start(vm, report)
+        seq = open_there(desk, vm)
+        (vm.folder / "incoming-is-mounted").touch()
+        vm.tells(seq, "returning disp3")
+        until(lambda: desk.shows_window(TITLE), "the window is there again")
+        desk.sees("It was changed there. Eject the pendrive that is here: the document waits for that.")
+        assert "SENSITIVE" not in desk.sees("Cancel", "push button").states
+        desk.picture("o9-blocked", DRAWN_S)
+        for key in ("Escape", "alt+F4"):
+            bring_back(desk)
+            desk.press(key)
+            until(lambda: not desk.shows_window(TITLE), "the window is out of the way")
+        assert vm.asks_nothing()
+        vm.tells(seq, "returned disp3")
+        book_in(str(vm.folder)).conclude(seq, Outcome(REPLACED, str(report)))
+        desk.sees("report.pdf has come back changed")
+        until(lambda: desk.shows_window(TITLE), "the window is there again")
+
     def test_a_folder_is_refused_by_the_command(self, desk: Desk, vm: Vm) -> None:
         window = start(vm, vm.outgoing)
         desk.sees("outgoing cannot be opened in a DisposableVM")

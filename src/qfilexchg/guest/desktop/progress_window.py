@@ -185,8 +185,8 @@ class ProgressWindow:
     def _leave(self, *_event: object) -> bool:
         """The person does not want to see the window any more."""
         view = self._view
-        if view and view.aside:
-            self._keep_aside()  # a document is open: what becomes of it must be told
+        if view and view.stays:
+            self._keep_aside()
         elif view and view.confirming:
             self._keep()
         elif view and view.cancel:

@@ -66,6 +66,8 @@ class View:
     end: End | None = None
     aside: bool = False
     """Whether the window should keep out of the way."""
+    stays: bool = False
+    """Whether a window that the person closes only goes out of the way: what becomes of it must be told."""
     closes_s: float | None = None
     """Seconds after which the window goes by itself."""
 
@@ -116,6 +118,7 @@ class Showing:
             confirming=self._confirming,
             can_leave=self._too_late,
             aside=self._aside(),
+            stays=self._stays(),
         )
 
     def hear(self, line: str) -> None:
@@ -211,6 +214,9 @@ class Showing:
         return True
 
     def _aside(self) -> bool:
+        return False
+
+    def _stays(self) -> bool:
         return False
 
 

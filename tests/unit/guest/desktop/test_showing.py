@@ -221,12 +221,28 @@ class TestOpening:
         assert (view.aside, view.working, view.heading) == (True, False, "report.pdf is open in a DisposableVM")
         assert stage(showing, "returning", "returned").aside
 
-    @pytest.mark.parametrize("word", ["blocked", "not-placed"])
-    def test_comes_forward_when_the_person_has_to_do_something(self, word: str) -> None:
+    @pytest.mark.parametrize(
+        ("word", "text"),
+        [
+            ("blocked", "It was changed there. Eject the pendrive that is here: the document waits for that."),
+            ("not-placed", "not-placed…"),
+        ],
+    )
+    def test_comes_forward_when_the_person_has_to_do_something(self, word: str, text: str) -> None:
         showing = opening()
         stage(showing, "open", "returning")
         view = stage(showing, word)
-        assert (view.aside, view.text) == (False, f"{word}…")
+        assert (view.aside, view.heading, view.text) == (False, "report.pdf comes back", text)
+
+    @pytest.mark.parametrize("word", ["returning", "blocked", "returned", "not-placed"])
+    def test_cannot_be_ended_any_more_once_it_comes_back_and_its_window_stays(self, word: str) -> None:
+        showing = opening()
+        stage(showing, "open")
+        assert showing.view.stays
+        view = stage(showing, word)
+        assert (view.cancel, view.stays, view.can_leave) == ("", True, False)
+        assert not showing.cancel()
+        assert showing.view == view
 
     @pytest.mark.parametrize(
         ("word", "heading"), [("unchanged", "report.pdf was not changed"), ("replaced", "report.pdf has come back changed")]
@@ -253,10 +269,9 @@ class TestOpening:
         view = end(showing, status, "report.pdf is as it was")
         assert (view.end, view.text, view.closes_s, view.aside) == (kind, "report.pdf is as it was", None, False)
 
-    @pytest.mark.parametrize("word", ["open", "returning"])
-    def test_to_end_it_while_it_is_open_takes_two_presses(self, word: str) -> None:
+    def test_to_end_it_while_it_is_open_takes_two_presses(self) -> None:
         showing = opening()
-        stage(showing, word)
+        stage(showing, "open")
         assert not showing.cancel()
         assert (showing.view.aside, showing.view.cancel) == (False, "End DisposableVM")
         assert "lost" in showing.view.text
