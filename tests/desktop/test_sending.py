@@ -345,6 +345,15 @@ def test_a_tool_that_could_not_be_started_is_said_to_be_so(desk: Desk, vm: Vm, r
     assert ended(window) == outcome.BROKEN
 
 
+def test_a_program_that_breaks_before_its_first_window_ends(vm: Vm) -> None:
+    folder = vm.folder / "gone"
+    folder.mkdir()
+    window = vm.start("send-to-vm-window", "report.pdf", GONE=str(folder))
+    _, said = window.communicate(timeout=DEADLINE_S)
+    assert window.returncode == outcome.BROKEN
+    assert "FileNotFoundError" in said
+
+
 def test_without_a_display_that_is_said(vm: Vm, report: Path) -> None:
     window = start(vm, report, DISPLAY="", XENSTORED_PATH="")
     _, said = window.communicate(timeout=DEADLINE_S)

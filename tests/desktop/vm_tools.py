@@ -2,8 +2,8 @@
 
 Its folder is ``$VM``: ``xvdg`` and ``xvdh`` there are the pendrives, which come and go as the test says; ``outgoing`` is the folder of the
 first, and being mounted is a file beside it. Where ``$TOOL`` is, it stands in for
-``qvm-copy-to-vm``. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The windows run these
-same tools. All else is what is installed in a VM.
+``qvm-copy-to-vm``; ``$GONE`` is a folder that vanishes under it. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The
+windows run these same tools. All else is what is installed in a VM.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def slow_down(pause_s: float) -> None:
 
 def main() -> int:
     program, *arguments = sys.argv[1:]
+    if gone := os.environ.get("GONE"):
+        os.chdir(gone)
+        Path(gone).rmdir()
     slow_down(float(os.environ.get("SLOW_S", "0")))
     outgoing, incoming = PlayedSlot("xvdg", "outgoing"), PlayedSlot("xvdh", "incoming")
     sequence.home = lambda: str(VM)

@@ -93,11 +93,20 @@ class Program:
 
     def run(self) -> int:
         widgets.use_style()
-        GLib.idle_add(self.begin)
+        GLib.idle_add(self._begin)
         Gtk.main()
         return self.status
 
-    def begin(self) -> bool:
+    def _begin(self) -> bool:
+        try:
+            self.begin()
+        except BaseException:  # GTK would only print it, and wait for a window that never comes
+            self.status = outcome.BROKEN
+            Gtk.main_quit()
+            raise
+        return False
+
+    def begin(self) -> None:
         raise NotImplementedError
 
     def end_if_idle(self) -> None:
@@ -124,11 +133,10 @@ class SendToVm(Program):
         self._arguments = arguments
         self.known = Destinations.of(os.environ)
 
-    def begin(self) -> bool:
+    def begin(self) -> None:
         paths = self.local(self._arguments, TITLE)
         if paths:
             self._question: Any = DestinationWindow(things(paths), self.known, lambda vm: self._answered(paths, vm))
-        return False
 
     def _answered(self, paths: Sequence[str], vm: VmName | None) -> None:
         self._question.destroy()
@@ -172,10 +180,9 @@ class OpenInDvm(Program):
         self._arguments = arguments
         self._waiting: list[str] = []
 
-    def begin(self) -> bool:
+    def begin(self) -> None:
         self._waiting = self.local(self._arguments, OPEN_TITLE)
         self.next()
-        return False
 
     def next(self) -> None:
         """Open the next document, if there is one."""
