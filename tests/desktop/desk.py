@@ -17,6 +17,7 @@ DEADLINE_S = 20.0
 LOOK_S = 0.06
 """A program that is just coming to the accessibility bus may fail to, if the eye asks for it without a pause."""
 SETTLE_S = 0.1
+SCREEN_WIDTH, SCREEN_HEIGHT = 1280, 800
 WINDOW_MANAGERS = {"alt+F4", "alt+Tab"}
 """Keys that the window manager takes, which hears of the focus a little later than the window that has it."""
 PYTHON = "/usr/bin/python3"
@@ -79,7 +80,7 @@ class Desk:
                 "XDG_RUNTIME_DIR": str(home),
             }
             read, write = os.pipe()
-            screen = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+            screen = ["Xvfb", "-displayfd", str(write), "-screen", "0", f"{SCREEN_WIDTH}x{SCREEN_HEIGHT}x24", "-nolisten", "tcp"]
             stack.enter_context(_running(screen, pass_fds=[write], stderr=subprocess.DEVNULL))
             os.close(write)
             with os.fdopen(read) as told:

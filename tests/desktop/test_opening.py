@@ -15,6 +15,8 @@ from tests.desktop.vm import Vm
 
 REALLY = "What was changed there will be lost. Press again to end the DisposableVM, or Escape to keep it."
 TITLE = "Open in DisposableVM"
+SETTLED_S = 0.5
+"""The window manager has decided by then which window has the keyboard."""
 OPENING = "Opening report.pdf in a DisposableVM"
 OPEN = "report.pdf is open in a DisposableVM"
 
@@ -111,7 +113,7 @@ class TestStages:
         until(lambda: desk.shows_window(TITLE), "the window is there again")
         assert any(seen.startswith(text) for seen in desk.texts())
         desk.picture(f"o5-{stage}", DRAWN_S)
-        desk.clicks("Close", "push button", "FOCUSED")
+        desk.clicks("Close", "push button", "SENSITIVE")
         assert ended(window) == status
 
     def test_changes_that_are_elsewhere_are_always_told(self, desk: Desk, vm: Vm, report: Path) -> None:
@@ -123,8 +125,43 @@ class TestStages:
         until(lambda: desk.shows_window(TITLE), "the window is there again")
         assert any(f"they are in {report} (edited in disp3)" in text for text in desk.texts())
         desk.picture("o6-beside", DRAWN_S)
-        desk.clicks("Close", "push button", "FOCUSED")
+        desk.clicks("Close", "push button", "SENSITIVE")
         assert ended(window) == outcome.BESIDE
+
+    @pytest.mark.parametrize("key", ["space", "Return"])
+    def test_a_window_that_comes_forward_by_itself_does_not_take_the_keyboard(self, desk: Desk, vm: Vm, report: Path, key: str) -> None:
+        window = start(vm, report)
+        seq = open_there(desk, vm)
+        with desk.letter() as letter:
+            vm.tells(seq, "returned disp3")
+            book_in(str(vm.folder)).conclude(seq, Outcome(BESIDE, f"{report} (edited in disp3)", "it was changed here meanwhile"))
+            until(lambda: desk.shows_window(TITLE), "the window is there again")
+            desk.sees("The changes are not in report.pdf")
+            desk.waits(SETTLED_S)
+            desk.sees(letter.name, letter.role, "ACTIVE")
+            desk.press(key)
+            desk.waits(SETTLED_S)
+            desk.sees("The changes are not in report.pdf")
+            assert window.poll() is None
+
+    def test_one_that_waits_for_a_pendrive_to_go_says_so_and_is_only_put_out_of_the_way(self, desk: Desk, vm: Vm, report: Path) -> None:
+        start(vm, report)
+        seq = open_there(desk, vm)
+        (vm.folder / "incoming-is-mounted").touch()
+        vm.tells(seq, "returning disp3")
+        until(lambda: desk.shows_window(TITLE), "the window is there again")
+        desk.sees("It was changed there. Eject the pendrive that is here: the document waits for that.")
+        assert "SENSITIVE" not in desk.sees("Cancel", "push button").states
+        desk.picture("o9-blocked", DRAWN_S)
+        for key in ("Escape", "alt+F4"):
+            bring_back(desk)
+            desk.press(key)
+            until(lambda: not desk.shows_window(TITLE), "the window is out of the way")
+        assert vm.asks_nothing()
+        vm.tells(seq, "returned disp3")
+        book_in(str(vm.folder)).conclude(seq, Outcome(REPLACED, str(report)))
+        desk.sees("report.pdf has come back changed")
+        until(lambda: desk.shows_window(TITLE), "the window is there again")
 
     def test_a_folder_is_refused_by_the_command(self, desk: Desk, vm: Vm) -> None:
         window = start(vm, vm.outgoing)
@@ -171,6 +208,33 @@ class TestCancel:
         desk.sees("Cancelled: report.pdf is as it was")
         close(desk)
         assert ended(window) == outcome.CANCELLED
+
+    def test_a_double_click_does_not_end_the_disposablevm(self, desk: Desk, vm: Vm, report: Path) -> None:
+        start(vm, report)
+        open_there(desk, vm)
+        bring_back(desk)
+        desk.waits(SETTLED_S)
+        desk.click_twice(desk.sees("End DisposableVM", "push button", "SENSITIVE"))
+        desk.sees(REALLY)
+        assert "SENSITIVE" not in desk.sees("End DisposableVM", "push button").states
+        desk.sees("End DisposableVM", "push button", "SENSITIVE")  # a second later
+        assert vm.asks_nothing()
+
+    @pytest.mark.parametrize("way", ["Return", "space", "Keep it"])
+    def test_what_is_pressed_without_looking_keeps_it(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
+        start(vm, report)
+        open_there(desk, vm)
+        bring_back(desk)
+        desk.clicks("End DisposableVM", "push button", "SENSITIVE")
+        desk.sees("Keep it", "push button", "FOCUSED")
+        if way == "Keep it":
+            desk.clicks(way, "push button")
+        else:
+            desk.press(way)
+        until(lambda: not desk.shows_window(TITLE), "the window is out of the way")
+        assert vm.asks_nothing()
+        bring_back(desk)
+        desk.does_not_see("Keep it")
 
     @pytest.mark.parametrize("way", ["Escape", "alt+F4"])
     def test_to_close_the_window_of_an_open_document_only_puts_it_out_of_the_way(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
@@ -241,6 +305,25 @@ class TestSeveral:
         desk.picture(f"o8-several-{end}", DRAWN_S)
         close(desk)
         assert ended(window) == (outcome.CANCELLED if end == "cancelled" else outcome.REFUSED)
+        assert vm.asks_nothing()
+
+    def test_a_cancel_that_comes_too_late_stops_those_that_wait_all_the_same(self, desk: Desk, vm: Vm, documents: list[Path]) -> None:
+        window = start(vm, *documents)
+        vm.attaches()
+        send = vm.takes("send")
+        vm.replies(send, "asking")
+        desk.sees("Waiting for an answer in dom0…\n2 more to open after this.")
+        desk.sees("Cancel", "push button", "FOCUSED")
+        desk.press("Escape")
+        vm.replies(vm.takes("cancel"), "failed", "busy")
+        vm.takes_again(send)
+        vm.delivers(send)
+        vm.replies(vm.takes("forget"), "failed", "no-document")
+        desk.sees("It is too late to stop: it is closed there.")
+        desk.sees("2 more documents were not opened.")
+        assert vm.asks_nothing()
+        desk.clicks("Close", "push button", "SENSITIVE")
+        assert ended(window) == outcome.DONE
         assert vm.asks_nothing()
 
 

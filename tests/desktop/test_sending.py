@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from qfilexchg.guest import outcome
-from tests.desktop.desk import DEADLINE_S, Desk, until
+from tests.desktop.desk import DEADLINE_S, SCREEN_HEIGHT, SCREEN_WIDTH, Desk, until
 from tests.desktop.vm import Vm
 
 FIELD = "Name of the VM"
 ASKING = "Waiting for an answer in dom0…"
 DRAWN_S = 0.25
 CANCELLED = "Cancelled: nothing was sent"
+PASSAGE_HEIGHT = 140
 
 
 @pytest.fixture
@@ -303,6 +306,52 @@ def test_what_is_no_file_of_this_vm_is_refused(desk: Desk, vm: Vm, report: Path,
     desk.sees("Close", "push button", "FOCUSED")
     desk.press("Escape")
     assert ended(window) == outcome.CANNOT_BE_HELD
+
+
+def test_no_text_makes_a_window_larger_than_the_screen(desk: Desk, vm: Vm) -> None:
+    window = start(vm, *(f"smb://server/{quote('Д' * 120)}{number}.pdf" for number in range(10)))
+    desk.sees("This cannot be done")
+    desk.picture("s13-long", DRAWN_S)
+    frame = desk.sees("Send to VM", "frame")
+    text = next(widget for widget in desk.look() if widget.name.startswith("Only files of this VM itself"))
+    assert text.place[3] > PASSAGE_HEIGHT, "it scrolls"
+    assert frame.place[3] < SCREEN_HEIGHT / 2
+    desk.clicks("Close", "push button", "SENSITIVE")
+    assert ended(window) == outcome.CANNOT_BE_HELD
+
+
+@pytest.mark.parametrize("letters", ["Д", "写"])
+def test_notes_and_a_reason_without_end_leave_the_buttons_on_the_screen(desk: Desk, vm: Vm, tmp_path: Path, letters: str) -> None:
+    tool = tmp_path / "qvm-copy-to-vm"
+    lines = [{"note": letters * 200} for _ in range(20)] + [{"problem": letters * 100, "why": letters, "left_out": False}]
+    lines.append({"end": outcome.CANNOT_BE_HELD, "text": letters * 2000})
+    said = "".join(f"{json.dumps(line)}\n" for line in lines)
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{said}END\nexit {outcome.CANNOT_BE_HELD}\n")
+    tool.chmod(0o755)
+    window = send_to_personal(desk, vm, "/etc/hostname", TOOL=str(tool))
+    desk.sees("Pack all into one tar file", "push button")
+    desk.picture(f"s14-without-end-{letters}", DRAWN_S)
+    x, y, width, height = desk.sees("Close", "push button").place
+    assert (y + height < SCREEN_HEIGHT, x + width < SCREEN_WIDTH) == (True, True)
+    desk.clicks("Close", "push button", "SENSITIVE")
+    assert ended(window) == outcome.CANNOT_BE_HELD
+
+
+def test_a_tool_that_could_not_be_started_is_said_to_be_so(desk: Desk, vm: Vm, report: Path) -> None:
+    window = send_to_personal(desk, vm, report, TOOL="/nonexistent/qvm-copy-to-vm")
+    desk.sees("Not sent: something failed")
+    assert any(text.startswith("Qvm-copy-to-vm could not be started: ") for text in desk.texts())
+    close(desk)
+    assert ended(window) == outcome.BROKEN
+
+
+def test_a_program_that_breaks_before_its_first_window_ends(vm: Vm) -> None:
+    folder = vm.folder / "gone"
+    folder.mkdir()
+    window = vm.start("send-to-vm-window", "report.pdf", GONE=str(folder))
+    _, said = window.communicate(timeout=DEADLINE_S)
+    assert window.returncode == outcome.BROKEN
+    assert "FileNotFoundError" in said
 
 
 def test_without_a_display_that_is_said(vm: Vm, report: Path) -> None:

@@ -1,8 +1,9 @@
 """A program of the VM side as it runs in a VM that the test plays: ``vm_tools.py PROGRAM ARGUMENT…``.
 
 Its folder is ``$VM``: ``xvdg`` and ``xvdh`` there are the pendrives, which come and go as the test says; ``outgoing`` is the folder of the
-first, and being mounted is a file beside it. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The windows run these
-same tools. All else is what is installed in a VM.
+first, and being mounted is a file beside it. Where ``$TOOL`` is, it stands in for
+``qvm-copy-to-vm``; ``$GONE`` is a folder that vanishes under it. With ``$SLOW_S`` each 64 KiB that are copied take so many seconds. The
+windows run these same tools. All else is what is installed in a VM.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def slow_down(pause_s: float) -> None:
 
 def main() -> int:
     program, *arguments = sys.argv[1:]
+    if gone := os.environ.get("GONE"):
+        os.chdir(gone)
+        Path(gone).rmdir()
     slow_down(float(os.environ.get("SLOW_S", "0")))
     outgoing, incoming = PlayedSlot("xvdg", "outgoing"), PlayedSlot("xvdh", "incoming")
     sequence.home = lambda: str(VM)
@@ -66,6 +70,9 @@ def main() -> int:
     from qfilexchg.guest.desktop.programs import OpenInDvm, SendToVm
 
     tool = (sys.executable, __file__)
+    if stand_in := os.environ.get("TOOL"):
+        SendToVm.command = (stand_in,)
+        return start.send_to_vm(arguments)
     SendToVm.command, OpenInDvm.command = (*tool, "qvm-copy-to-vm"), (*tool, "qvm-open-in-dvm")
     return {"send-to-vm-window": start.send_to_vm, "open-in-dvm-window": start.open_in_dvm}[program](arguments)
 

@@ -50,6 +50,15 @@ def test_the_rules_of_udev_and_the_unit_name_the_folders_of_a_home_on_xen() -> N
     assert f"StateDirectory={XEN_DATA.relative_to('/var/lib')}" in unit
 
 
+def test_a_vm_without_a_desktop_gets_no_gtk_and_the_template_with_one_has_it() -> None:
+    last = (TOP / "packaging/debian/control").read_text().split("\n\n")[-1]
+    fields = dict(line.split(": ", 1) for line in last.splitlines() if ": " in line)
+    gtk = {"gir1.2-gtk-3.0", "python3-gi"}
+    assert fields["Package"] == "qfilexchg-vm" and "Recommends" not in fields
+    assert gtk <= set(fields["Suggests"].split(", "))
+    assert gtk <= set((TOP / "src/qfilexchg/dom0/vms/desktop/packages").read_text().split())
+
+
 def test_the_wheel_has_every_command() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == dict.fromkeys(COMMANDS, f"{entry.__name__}:{entry.main.__name__}")

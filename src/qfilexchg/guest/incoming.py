@@ -43,7 +43,7 @@ Exit status:
     0  done
     1  broken: something failed; the message says what. Or no pendrive is here
     2  the command line was not understood
-    4  some of it cannot be read; the list says what, and the rest was listed or copied
+    4  some of it cannot be read, or has a name that FOLDER cannot have; the list says what, and the rest was listed or copied
     6  it is in use, so it cannot be ejected
   130  cancelled
 """
@@ -98,7 +98,8 @@ class Incoming:
             files += not found.is_folder
             total_bytes += found.size_bytes
         sys.stdout.write(f"{files} files, {size(total_bytes)}\n")
-        self._tell_of_problems()
+        if self._problems:
+            raise CannotBeHeld(f"what is listed above cannot be read ({self._problems} in all); the rest can")
 
     def copy(self, folder: str) -> None:
         """Copy it out. Raises :exc:`CannotBeHeld` if some of it cannot be read, and what :class:`Unloading` raises."""
@@ -112,7 +113,7 @@ class Incoming:
         for found in walk(self._slot.folder, self._interruption.check):
             files += found.status is not None and not found.is_folder
             total_bytes += found.size_bytes
-        limit_bytes = room.f_blocks * room.f_frsize
+        limit_bytes = min(room.f_blocks * room.f_frsize, self._slot.size_bytes())
         there = os.statvfs(folder)
         free_bytes = there.f_bavail * there.f_frsize
         if min(total_bytes, limit_bytes) > free_bytes:
@@ -126,20 +127,23 @@ class Incoming:
         # The pendrive may go as soon as this has ended, and what is on it with it.
         run("/usr/bin/sync", "--file-system", "--", folder, deadline_s=UNMOUNT_S)
         for name, given in unloading.renamed:
-            self._progress.say(f"There was a {printable(name)} already: it is {printable(given)} now.")
+            taken = os.path.lexists(os.path.join(folder, name))
+            why = f"There was a {printable(name)} already" if taken else f"{printable(name)} is too long a name"
+            self._progress.say(f"{why}: it is {printable(given)} now.")
         self._progress.say(f"Copied from {sender}: {unloading.files} files, {size(unloading.bytes)}.")
-        self._tell_of_problems()
+        if self._problems:
+            raise CannotBeHeld(f"what is listed above was not copied ({self._problems} in all); the rest was")
 
     def eject(self) -> None:
-        """Unmount it, and wait until dom0 has taken it away. Raises :exc:`InUse` and ProgramFailed."""
+        """Unmount it, and wait until dom0 has taken it away. Raises :exc:`NothingHere`, :exc:`InUse` and ProgramFailed."""
         disk = self._slot.disk()
-        if self._slot.mounted():
-            try:
-                self._slot.unmount()
-            except ProgramFailed as error:
-                if b"busy" in error.stderr:
-                    raise InUse(self._slot.folder) from error
-                raise
+        self._must_be_mounted()
+        try:
+            self._slot.unmount()
+        except ProgramFailed as error:
+            if b"busy" in error.stderr:
+                raise InUse(self._slot.folder) from error
+            raise
         self._progress.state("ejecting", "Waiting for dom0 to take it away…")
         end_s = time.monotonic() + DEVICE_S
         # Another one may come at once.
@@ -157,10 +161,6 @@ class Incoming:
     def _problem(self, found: Found) -> None:
         self._problems += 1
         self._progress.say(f"{printable(found.path or self._slot.folder)}: {found.why}")
-
-    def _tell_of_problems(self) -> None:
-        if self._problems:
-            raise CannotBeHeld(f"what is listed above cannot be read ({self._problems} in all); the rest can")
 
 
 def main(arguments: Sequence[str] | None = None, slot: Slot = INCOMING) -> int:
@@ -185,6 +185,9 @@ def main(arguments: Sequence[str] | None = None, slot: Slot = INCOMING) -> int:
         return DONE
     except QfilexchgError as error:
         return progress.fail(_COMMAND, error, exit_status(error))
+    except BrokenPipeError:  # of standard output: whoever reads the list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())  # what is left in its buffer goes there
+        return DONE
     except OSError as error:
         return progress.fail(_COMMAND, error, BROKEN)
 

@@ -36,8 +36,12 @@ class ProgramFailed(HostError):
         return f"{' '.join(self.argv)} {self.how}{f': {said}' if said else ''}"
 
 
+class NotStarted(ProgramFailed):
+    """A program that could not be started, so nobody has seen anything of it."""
+
+
 def run(*argv: str, deadline_s: float) -> None:
-    """Run ``argv``, whose first word is an absolute path, to its end. Raises :exc:`ProgramFailed`.
+    """Run ``argv``, whose first word is an absolute path, to its end. Raises :exc:`ProgramFailed`, and :exc:`NotStarted` of it.
 
     A program that is killed at the deadline may stay in the kernel's hands for longer; it is not waited for then.
     """
@@ -53,7 +57,7 @@ def run(*argv: str, deadline_s: float) -> None:
                 setpgroup=0,
             )
         except OSError as error:
-            raise ProgramFailed(argv, f"could not be started ({error.strerror})") from error
+            raise NotStarted(argv, f"could not be started ({error.strerror})") from error
         finally:
             os.close(writer)
             os.close(null)

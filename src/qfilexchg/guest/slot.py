@@ -35,6 +35,8 @@ UNMOUNT_S: Final = 300.0
 """Seconds for an unmount or a sync, which may have to write all that the kernel holds back."""
 
 _LOOK_AGAIN_S: Final = 3600.0
+_SECTOR_BYTES: Final = 512
+"""The kernel counts in these, whatever the disk's own are."""
 
 _NETLINK_KOBJECT_UEVENT: Final = 15
 KERNEL: Final = 1
@@ -152,6 +154,12 @@ class Slot:
                 return Disk(device, int(file.read()))
         except OSError:
             return None
+
+    def size_bytes(self) -> int:
+        """How much the disk that is there now can hold at all, whatever its filesystem claims. Raises OSError if there is none."""
+        number = os.stat(self.device).st_rdev
+        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/size", encoding="ascii") as file:
+            return int(file.read()) * _SECTOR_BYTES
 
     def wait(self, waiter: Waiter, *, present: bool, deadline_s: float = DEVICE_S) -> bool:
         """Wait until the disk is there, or is not; whether that came true in time."""

@@ -7,6 +7,7 @@ cannot be had is told and passed over. Nothing that is in the target folder is t
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -28,6 +29,8 @@ DEPTH_MAX: Final = 200
 """Folders within folders. Each costs a descriptor while it is walked through."""
 NAMES_MAX: Final = 1000
 """Names that are tried for one thing that is there already."""
+_NAME_IS_NONE: Final = frozenset({errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+"""What is wrong with one name alone. After any other error there is no sense in going on with the next."""
 _LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -125,7 +128,8 @@ class Unloading:
         self._left_bytes = limit_bytes
         self._progress = progress
         self._checkpoint = checkpoint
-        self._places: dict[str, str] = {}
+        self._place = ""
+        self._lost = ""
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
         self.files = 0
         self.bytes = 0
@@ -149,34 +153,49 @@ class Unloading:
 
     def _make(self, found: Found) -> tuple[str, int] | Found | None:
         """Make a new file, or a folder; the file's path and descriptor."""
+        if self._lost and found.path.startswith(f"{self._lost}/"):
+            return None  # its folder could not be made, which was told
         top, _, below = found.path.partition("/")
-        if below:
-            if top not in self._places:
-                return None  # its folder could not be made, which was told
-            return self._create(os.path.join(self._target, self._places[top], below), found)
-        for number in range(NAMES_MAX + 1):
-            name = top if not number else named(top, f" (from {self._sender}){f' {number}' if number > 1 else ''}")
+        try:
+            made = self._create(os.path.join(self._target, self._place, below), found) if below else self._make_at_top(top, found)
+        except OSError as error:
+            why = "it is there twice" if error.errno == errno.EEXIST else f"the target cannot have its name ({error.strerror})"
+            made = Found(found.path, None, why)
+        if isinstance(made, Found) and found.is_folder:
+            self._lost = found.path
+        return made
+
+    def _make_at_top(self, top: str, found: Found) -> tuple[str, int] | Found | None:
+        for name in self._names(top):
             try:
                 made = self._create(os.path.join(self._target, name), found)
-            except FileExistsError:
-                continue
-            self._places[top] = name
+            except OSError as error:
+                if error.errno == errno.EEXIST or (error.errno == errno.ENAMETOOLONG and name == top):
+                    continue
+                raise
+            self._place = name
             if name != top:
                 self.renamed.append((top, name))
             return made
         return Found(found.path, None, "all names for it are taken")
 
+    def _names(self, top: str) -> Iterator[str]:
+        """Its own; that cut, where it is too long; then those by which it is known whose it is."""
+        yield top
+        yield named(top, "")
+        for number in range(1, NAMES_MAX + 1):
+            yield named(top, f" (from {self._sender}){f' {number}' if number > 1 else ''}")
+
     def _create(self, path: str, found: Found) -> tuple[str, int] | None:
+        """Raises OSError if it is the name's fault alone, else :exc:`CannotWrite`."""
         try:
             if found.is_folder:
                 os.mkdir(path)
                 return None
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            if "/" in found.path:
-                raise CannotWrite(path, "it is there twice") from None
-            raise
         except OSError as error:
+            if error.errno in _NAME_IS_NONE:
+                raise
             raise CannotWrite(path, error.strerror or str(error)) from error
 
     def _fill(self, found: Found, path: str, target: int) -> str:

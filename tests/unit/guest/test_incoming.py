@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from qfilexchg.guest import incoming
+from qfilexchg.guest import incoming, unloading
 from qfilexchg.guest.incoming import HELP, main
 from qfilexchg.guest.programs import ProgramFailed
 from qfilexchg.guest.slot import Disk
@@ -27,6 +29,7 @@ class IncomingFolder:
         self.unmount_fails = b""
         self.follows: int | None = None
         self.goes = True
+        self.disk_bytes = 1 << 30
 
     def present(self) -> bool:
         return self.number is not None
@@ -36,6 +39,9 @@ class IncomingFolder:
 
     def disk(self) -> Disk | None:
         return None if self.number is None else Disk("202:112", self.number)
+
+    def size_bytes(self) -> int:
+        return self.disk_bytes
 
     def unmount(self) -> None:
         if self.unmount_fails:
@@ -110,6 +116,17 @@ class TestList:
             "link: it is neither a file nor a folder\nqvm-incoming: what is listed above cannot be read (1 in all); the rest can\n"
         )
 
+    def test_a_reader_who_has_seen_enough_is_no_failure(
+        self, slot: IncomingFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w", encoding="utf-8") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            assert run(slot, "list") == 0
+            pipe.flush()  # as Python does at its end
+        assert capsys.readouterr().err == ""
+
     def test_without_a_store_all_is_told_but_the_sender(
         self, slot: IncomingFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -152,6 +169,31 @@ class TestCopy:
         assert "7 B are needed, and 1 B free" in capsys.readouterr().err
         assert os.listdir(tmp_path / "target") == []
 
+    def test_a_name_that_is_too_long_at_the_top_is_cut_and_told(
+        self, slot: IncomingFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        makedir = os.mkdir
+
+        def narrow(path: str, mode: int = 0o777) -> None:
+            if path.endswith("target/notes"):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            makedir(path, mode)
+
+        monkeypatch.setattr(os, "mkdir", narrow)
+        monkeypatch.setattr(unloading, "named", lambda name, suffix: f"{name[:3]}{suffix}")
+        assert run(slot, "copy", tmp_path / "target") == 0
+        assert "notes is too long a name: it is not now.\n" in capsys.readouterr().err
+        assert (tmp_path / "target/not/-rf").read_bytes() == b"content"
+
+    def test_no_more_is_copied_than_the_disk_can_hold(
+        self, slot: IncomingFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        slot.disk_bytes = 6
+        assert run(slot, "copy", tmp_path / "target") == 4
+        said = capsys.readouterr().err
+        assert "notes/-rf\\x1b: it claims more than there is on the pendrive\n" in said
+        assert said.endswith("qvm-incoming: what is listed above was not copied (1 in all); the rest was\n")
+
     def test_a_file_in_the_folders_place_is_an_error(
         self, slot: IncomingFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -175,6 +217,11 @@ class TestEject:
         slot.unmount_fails = b"umount: /mnt/incoming: target is busy."
         assert run(slot, "eject") == 6
         assert capsys.readouterr().err.startswith("qvm-incoming: something still uses the pendrive: close what is open there")
+
+    def test_one_that_is_not_mounted_is_not_said_to_be_unmounted(self, slot: IncomingFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        slot.is_mounted = slot.goes = False
+        assert run(slot, "eject") == 1
+        assert capsys.readouterr().err == "qvm-incoming: a pendrive is here, and not mounted: it is just coming or going; try again\n"
 
     def test_another_failure_is_told_as_it_is(self, slot: IncomingFolder, capsys: pytest.CaptureFixture[str]) -> None:
         slot.unmount_fails = b"umount: /mnt/incoming: must be superuser to unmount."

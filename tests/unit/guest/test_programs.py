@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from qfilexchg.guest.programs import STDERR_MAX, ProgramFailed, run
+from qfilexchg.guest.programs import STDERR_MAX, NotStarted, ProgramFailed, run
 
 
 def python(text: str, deadline_s: float = 30) -> None:
@@ -34,7 +34,7 @@ def test_one_that_a_signal_ends_is_reported() -> None:
 
 
 def test_one_that_is_missing_is_reported() -> None:
-    with pytest.raises(ProgramFailed) as caught:
+    with pytest.raises(NotStarted) as caught:
         run("/nowhere/mount", deadline_s=1)
     assert str(caught.value) == "/nowhere/mount could not be started (No such file or directory)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Sequence
@@ -97,6 +98,17 @@ class TestDisk:
         assert slot.disk() is None
         Path(slot.device).touch()
         assert slot.disk() is None
+
+    def test_its_size_is_the_kernels_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def sysfs(path: str, **_: str) -> io.StringIO:
+            asked.append(path)
+            return io.StringIO("16\n")
+
+        monkeypatch.setattr(module, "open", sysfs, raising=False)
+        assert Slot("/dev/null", "/mnt").size_bytes() == 16 * 512
+        assert asked == ["/sys/dev/block/1:3/size"]
 
     def test_the_same_number_is_another_disk_when_its_sequence_differs(self) -> None:
         assert Disk("254:32", 5) == Disk("254:32", 5) != Disk("254:32", 6)

@@ -123,6 +123,18 @@ def break_folder(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
     monkeypatch.setattr(unloading, "os", SimpleNamespace(**vars(os) | {"scandir": lambda _: Broken()}))
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, where: str, error: int) -> None:
+    """No folder can be made whose path ends with this."""
+    make = os.mkdir
+
+    def fail(path: str, mode: int = 0o777) -> None:
+        if path.endswith(where):
+            raise OSError(error, os.strerror(error))
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+
+
 class TestCopy:
     def test_everything_is_there_with_its_time(self, top: Path, target: Path) -> None:
         os.utime(top / "folder/deep/file", (1e9, 1e9))
@@ -175,6 +187,56 @@ class TestCopy:
         monkeypatch.setattr(os, "readv", broken)
         assert copy(top, target)[1] == [("empty", "it cannot be read (Input/output error)")]
         assert set(content(target)) == {"folder", "folder/deep", "folder/deep/file"}
+
+    @pytest.mark.parametrize("error", [errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ])
+    def test_a_name_that_the_target_cannot_have_does_not_stop_the_others(
+        self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    ) -> None:
+        (top / "folder/other").write_bytes(b"2")
+        refuse(monkeypatch, "/target/folder/deep", error)
+        assert copy(top, target)[1] == [("folder/deep", f"the target cannot have its name ({os.strerror(error)})")]
+        assert content(target) == {"folder": None, "folder/other": b"2", "empty": b""}
+
+    @pytest.mark.parametrize("error", [errno.EINVAL, errno.EILSEQ])
+    def test_a_name_at_the_top_that_the_target_cannot_have_is_told(
+        self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    ) -> None:
+        refuse(monkeypatch, "/target/folder", error)
+        assert copy(top, target)[1] == [("folder", f"the target cannot have its name ({os.strerror(error)})")]
+        assert content(target) == {"empty": b""}
+
+    @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
+    def test_a_target_that_takes_nothing_more_ends_it(
+        self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    ) -> None:
+        refuse(monkeypatch, "/target/folder/deep", error)
+        with pytest.raises(CannotWrite):
+            copy(top, target)
+
+    def test_a_name_at_the_top_that_is_too_long_is_cut(self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(unloading, "named", lambda name, suffix: f"{name[:3]}{suffix}")
+        refuse(monkeypatch, "/target/folder", errno.ENAMETOOLONG)
+        work, problems = copy(top, target)
+        assert (problems, work.renamed) == ([], [("folder", "fol")])
+        assert (target / "fol/deep/file").read_bytes() == b"content"
+
+    def test_what_is_twice_in_one_folder_is_copied_once(self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (top / "folder/other").write_bytes(b"2")
+        entries = unloading._entries
+
+        def twice(where: str, folder: str) -> Iterator[str | Found]:
+            for entry in sorted(map(str, entries(where, folder))):
+                yield entry
+                if folder:
+                    yield entry
+
+        monkeypatch.setattr(unloading, "_entries", twice)
+        assert copy(top, target)[1] == [
+            ("folder/deep/file", "it is there twice"),
+            ("folder/deep", "it is there twice"),
+            ("folder/other", "it is there twice"),
+        ]
+        assert content(target) == {"folder": None, "folder/deep": None, "folder/deep/file": b"content", "folder/other": b"2", "empty": b""}
 
     def test_a_full_disk_ends_it_and_leaves_no_half_file(self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from qfilexchg.errors import CallerError
+from qfilexchg.guest.desktop.showing import short
 from qfilexchg.guest.progress import printable
 
 _URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
@@ -29,7 +30,7 @@ class NotLocal(CallerError):
         self.things = tuple(things)
 
     def __str__(self) -> str:
-        named = ", ".join(map(printable, self.things[:_NAMED_MAX]))
+        named = ", ".join(short(printable(thing)) for thing in self.things[:_NAMED_MAX])
         more = len(self.things) - _NAMED_MAX
         return f"only files of this VM itself can be taken; copy these into it first: {named}{f' and {more} more' if more > 0 else ''}"
 

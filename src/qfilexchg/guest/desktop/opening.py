@@ -27,10 +27,13 @@ class Opening(Showing):
         outcome.ENDED: (End.BAD, "The DisposableVM of {name} has ended"),
         outcome.CANCELLED: (End.NO, "Cancelled: {name} is as it was"),
     }
+    _RETURNING: Final = ("returning", "blocked", "returned", "not-placed")
+    """What was changed there is on its way, and nothing can stop it any more."""
     _STAGES: Final = {
         "handed-over": "Handed to dom0.",
         "preparing": "The savefile of the DisposableVMs is being made first. This takes a while…",
         "returning": "It was changed there, and is on its way back…",
+        "blocked": "It was changed there. Eject the pendrive that is here: the document waits for that.",
         "too-late": "It is too late to stop: it is closed there.",
     }
 
@@ -43,17 +46,22 @@ class Opening(Showing):
 
     def cancel(self) -> bool:
         """Once it is open there, only the second time: what was changed there is lost then."""
-        if self._stage in ("open", "returning") and not self._confirming and not self._cancelling:
+        if self._stage in self._RETURNING:
+            return False
+        if self._stage == "open" and not self._confirming and not self._cancelling:
             self._confirming = True
             return False
         return super().cancel()
 
     def not_followed(self, count: int) -> None:
         """So many documents that waited behind this one are not opened."""
+        self._waiting = 0
         if count:
             self._notes.append("1 more document was not opened." if count == 1 else f"{count} more documents were not opened.")
 
     def _heading(self) -> str:
+        if self._stage in self._RETURNING:
+            return f"{self._name} comes back"
         return f"{self._name} is open in a DisposableVM" if self._stage == "open" else f"Opening {self._name} in a DisposableVM"
 
     def _filled(self, heading: str) -> str:
@@ -68,7 +76,9 @@ class Opening(Showing):
         return self._STAGES.get(self._stage, super()._now()) + more
 
     def _cancel_word(self) -> str:
-        return "End DisposableVM" if self._stage in ("open", "returning") else super()._cancel_word()
+        if self._stage in self._RETURNING:
+            return ""
+        return "End DisposableVM" if self._stage == "open" else super()._cancel_word()
 
     def _begins_with_a_name(self) -> tuple[str, ...]:
         return ("/", self._whole_name)
@@ -78,6 +88,9 @@ class Opening(Showing):
 
     def _aside(self) -> bool:
         return self._stage in ("open", "returning", "returned") and not self._confirming and not self._cancelling
+
+    def _stays(self) -> bool:
+        return (self._stage == "open" and not self._confirming and not self._cancelling) or self._stage in self._RETURNING
 
     def _end(self) -> View:
         view = super()._end()

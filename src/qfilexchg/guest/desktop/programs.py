@@ -60,12 +60,17 @@ class Shown:
     def ended(self) -> None:
         """The tool is gone."""
 
+    def cancelled(self) -> None:
+        """The person has cancelled it. The tool may find that it is too late."""
+
     def retry(self, offer: str) -> None:
         """The person has taken an offer."""
 
     def _cancel(self) -> None:
-        if self.showing and self.showing.cancel() and self._running:
-            self._running.cancel()
+        if self.showing and self.showing.cancel():
+            if self._running:
+                self._running.cancel()
+            self.cancelled()
         self.update()
 
     def _keep(self) -> None:
@@ -88,11 +93,20 @@ class Program:
 
     def run(self) -> int:
         widgets.use_style()
-        GLib.idle_add(self.begin)
+        GLib.idle_add(self._begin)
         Gtk.main()
         return self.status
 
-    def begin(self) -> bool:
+    def _begin(self) -> bool:
+        try:
+            self.begin()
+        except BaseException:  # GTK would only print it, and wait for a window that never comes
+            self.status = outcome.BROKEN
+            Gtk.main_quit()
+            raise
+        return False
+
+    def begin(self) -> None:
         raise NotImplementedError
 
     def end_if_idle(self) -> None:
@@ -119,11 +133,10 @@ class SendToVm(Program):
         self._arguments = arguments
         self.known = Destinations.of(os.environ)
 
-    def begin(self) -> bool:
+    def begin(self) -> None:
         paths = self.local(self._arguments, TITLE)
         if paths:
             self._question: Any = DestinationWindow(things(paths), self.known, lambda vm: self._answered(paths, vm))
-        return False
 
     def _answered(self, paths: Sequence[str], vm: VmName | None) -> None:
         self._question.destroy()
@@ -167,10 +180,9 @@ class OpenInDvm(Program):
         self._arguments = arguments
         self._waiting: list[str] = []
 
-    def begin(self) -> bool:
+    def begin(self) -> None:
         self._waiting = self.local(self._arguments, OPEN_TITLE)
         self.next()
-        return False
 
     def next(self) -> None:
         """Open the next document, if there is one."""
@@ -204,16 +216,24 @@ class _Opened(Shown):
             self._followed = True
             self._opener.next()
 
+    def cancelled(self) -> None:
+        self._stop()
+
     def ended(self) -> None:
         assert isinstance(self.showing, Opening)
         status = self.showing.status
         if status != outcome.DONE:
             self._opener.status = outcome.BROKEN if status is None else status
-        if self._followed:
-            return
-        self._followed = True
-        if status in (outcome.CANNOT_BE_HELD, outcome.NO_ROOM):  # that is this document's alone
+        if status in (outcome.CANNOT_BE_HELD, outcome.NO_ROOM) and not self._followed:  # that is this document's alone
+            self._followed = True
             self._opener.next()
         else:
-            self.showing.not_followed(self._opener.stop())
+            self._stop()
             self.update()
+            self._opener.end_if_idle()
+
+    def _stop(self) -> None:
+        """Those that wait behind this one are not opened."""
+        if not self._followed and isinstance(self.showing, Opening):
+            self._followed = True
+            self.showing.not_followed(self._opener.stop())

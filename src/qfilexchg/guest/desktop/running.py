@@ -33,9 +33,8 @@ class Running:
         try:
             self._process = Gio.Subprocess.new(list(argv), Gio.SubprocessFlags.STDOUT_PIPE | Gio.SubprocessFlags.STDERR_PIPE)
         except GLib.Error as error:
-            self._said = f"it could not be started ({error.message})".encode()
             self._process = None
-            GLib.idle_add(self._gone)
+            GLib.idle_add(self._not_started, error.message)
             return
         self._report = Gio.DataInputStream.new(self._process.get_stdout_pipe())
         self._read_line()
@@ -85,9 +84,14 @@ class Running:
         if not self._open:
             self._gone()
 
-    def _gone(self) -> bool:
-        status = self._process.get_exit_status() if self._process and self._process.get_if_exited() else None
-        self._showing.ended(status, self._said.decode("utf-8", "replace"))
+    def _not_started(self, why: str) -> bool:
+        self._showing.not_started(why)
         self._changed()
         self._ended()
         return False
+
+    def _gone(self) -> None:
+        status = self._process.get_exit_status() if self._process.get_if_exited() else None
+        self._showing.ended(status, self._said.decode("utf-8", "replace"))
+        self._changed()
+        self._ended()

@@ -66,6 +66,8 @@ class View:
     end: End | None = None
     aside: bool = False
     """Whether the window should keep out of the way."""
+    stays: bool = False
+    """Whether a window that the person closes only goes out of the way: what becomes of it must be told."""
     closes_s: float | None = None
     """Seconds after which the window goes by itself."""
 
@@ -116,6 +118,7 @@ class Showing:
             confirming=self._confirming,
             can_leave=self._too_late,
             aside=self._aside(),
+            stays=self._stays(),
         )
 
     def hear(self, line: str) -> None:
@@ -144,13 +147,18 @@ class Showing:
         if self._told_end:
             self._status, self._why = self._told_end
             return
-        if self._cancelling:  # before it was ready to hear of it, so before it had asked for anything
+        if self._cancelling and not self._stage:  # before it was ready to hear of it, so before it had asked for anything
             self._status = outcome.CANCELLED
             return
         self._status = outcome.BROKEN if status in (None, outcome.DONE) else status
         how = "was ended by a signal" if status is None else f"ended with status {status}"
         said = "".join(letter if letter == "\n" else printable(letter) for letter in said.strip()[-STDERR_MAX:])
         self._why = f"{self.tool} {how}, and did not say why{f':{chr(10)}{said}' if said else '.'}"
+
+    def not_started(self, why: str) -> None:
+        """There is no such tool, or it cannot be run."""
+        self._status = outcome.BROKEN
+        self._why = f"{self.tool} could not be started: {printable(why)}"
 
     def cancel(self) -> bool:
         """The person wants it to end. Whether the tool is to be told so."""
@@ -208,6 +216,9 @@ class Showing:
     def _aside(self) -> bool:
         return False
 
+    def _stays(self) -> bool:
+        return False
+
 
 class Refused(Showing):
     """Something that was not even begun."""
@@ -226,7 +237,11 @@ def things(paths: Sequence[str]) -> str:
     """What these paths are, in a few words."""
     if len(paths) != 1:
         return f"{len(paths)} files and folders"
-    name = printable(os.path.basename(os.path.abspath(paths[0])) or "/")
+    return short(printable(os.path.basename(os.path.abspath(paths[0])) or "/"))
+
+
+def short(name: str) -> str:
+    """A name's beginning and end, if it is longer than :data:`NAME_MAX`."""
     return name if len(name) <= NAME_MAX else f"{name[: NAME_MAX * 2 // 3]}…{name[-NAME_MAX // 3 + 1 :]}"
 
 

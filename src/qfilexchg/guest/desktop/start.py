@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qfilexchg.guest.outcome import BROKEN, DONE, USAGE
-from qfilexchg.guest.programs import ProgramFailed, run
+from qfilexchg.guest.programs import NotStarted, ProgramFailed, run
 
 DEBIANS: Final = "/usr/lib/python3/dist-packages"
 """Debian's own Python modules, which the tools of a VM are started without. Only root can write there."""
@@ -67,7 +67,9 @@ def _lacking(command: str, what: str) -> int:
         if os.access(messenger[0], os.X_OK):
             try:
                 run(*messenger, f"{what}{instead}", deadline_s=MESSAGE_S)
-            except ProgramFailed:
+            except NotStarted:
                 continue
+            except ProgramFailed:
+                pass  # it was shown: some tell by their status how the person closed it
             break
     return BROKEN

@@ -14,6 +14,11 @@ MARGIN: Final = 20
 WIDTH: Final = 52
 """Letters in a line of text; a window is so wide."""
 
+PASSAGE_LETTERS: Final = 400
+PASSAGE_LINES: Final = 8
+PASSAGE_HEIGHT: Final = 140
+"""A text of more letters or lines is shown so high."""
+
 _SHEET: Final = b"""
 .qfx-heading { font-size: 125%; font-weight: bold; }
 .qfx-dim { opacity: 0.75; }
@@ -63,6 +68,32 @@ def scrolled(child: Any, height: int) -> Any:
     made.set_max_content_height(height)
     made.add(child)
     return made
+
+
+class Passage:
+    """Text of any length. A long one scrolls, so that no text makes a window larger than the screen."""
+
+    def __init__(self, style: str | None = None) -> None:
+        self._short = label("", style)
+        self._long = label("", style)
+        self._long.set_yalign(0.0)
+        for margin in ("start", "end", "top", "bottom"):
+            self._long.set_property(f"margin-{margin}", 8)
+        self._scrolled = scrolled(self._long, PASSAGE_HEIGHT)
+        self.parts: Final = (self._short, self._scrolled)
+
+    def write(self, text: str) -> None:
+        is_long = len(text) > PASSAGE_LETTERS or text.count("\n") >= PASSAGE_LINES
+        write(self._short, "" if is_long else text)
+        write(self._long, text if is_long else "")
+        self._short.set_visible(bool(text) and not is_long)
+        self._scrolled.set_visible(is_long)
+
+
+def write(part: Any, text: str) -> None:
+    """Change a label's text if it is another: each change is told to assistive technology, and makes the window anew."""
+    if part.get_text() != text:
+        part.set_text(text)
 
 
 def name(widget: Any, text: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qfilexchg.guest.desktop.local_files import NotLocal, local_paths
+from qfilexchg.guest.desktop.showing import NAME_MAX
 
 RUNTIME = "/run/user/1000"
 
@@ -69,6 +70,12 @@ def test_a_link_to_elsewhere_is_elsewhere(tmp_path: Path) -> None:
 def test_the_message_names_some_of_them_printably() -> None:
     message = str(NotLocal([f"trash:///{number}\x1b" for number in range(30)]))
     assert "trash:///0\\x1b, " in message and message.endswith("and 20 more")
+
+
+def test_the_message_names_long_ones_by_their_beginning_and_end() -> None:
+    message = str(NotLocal([f"smb://server/{'x' * 4000}/{number}.pdf" for number in range(10)]))
+    assert "smb://server/xx" in message and "xx/9.pdf" in message
+    assert len(message) < 10 * (NAME_MAX + 2) + 100
 
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name and b"/" not in name))

@@ -152,6 +152,16 @@ class TestCancel:
         showing.ended(None, "Traceback: KeyboardInterrupt")
         assert showing.view.heading == "Cancelled: nothing was sent"
 
+    @pytest.mark.parametrize(("status", "said"), [(1, "Traceback: OSError"), (None, "")])
+    def test_of_a_tool_that_breaks_afterwards_is_a_failure(self, status: int | None, said: str) -> None:
+        showing = sending()
+        stage(showing, "asking")
+        assert showing.cancel()
+        showing.ended(status, said)
+        view = showing.view
+        assert (view.end, view.heading, view.closes_s) == (End.BAD, "Not sent: something failed", None)
+        assert "did not say why" in view.text and view.text.endswith(said or "why.")
+
     def test_of_what_has_ended_is_nothing(self) -> None:
         showing = sending()
         end(showing, 0)
@@ -172,6 +182,12 @@ class TestATool:
         assert how in showing.view.text
         assert showing.view.text.endswith("line\n\\x1b[2Jlast")
         assert len(showing.view.text) < STDERR_MAX + 100
+
+    def test_that_could_not_be_started_is_said_to_be_so(self) -> None:
+        showing = sending()
+        showing.not_started("Argument list too long\x1b")
+        assert (showing.status, showing.view.end) == (outcome.BROKEN, End.BAD)
+        assert showing.view.text == "Qvm-copy-to-vm could not be started: Argument list too long\\x1b"
 
     @pytest.mark.parametrize("line", ["", "no JSON", "3", '{"stage": 1, "text": "x"}', '{"bytes": "many"}', '{"else": true}', "[" * 99999])
     def test_whose_line_is_not_understood_is_not_disturbed(self, line: str) -> None:
@@ -205,12 +221,28 @@ class TestOpening:
         assert (view.aside, view.working, view.heading) == (True, False, "report.pdf is open in a DisposableVM")
         assert stage(showing, "returning", "returned").aside
 
-    @pytest.mark.parametrize("word", ["blocked", "not-placed"])
-    def test_comes_forward_when_the_person_has_to_do_something(self, word: str) -> None:
+    @pytest.mark.parametrize(
+        ("word", "text"),
+        [
+            ("blocked", "It was changed there. Eject the pendrive that is here: the document waits for that."),
+            ("not-placed", "not-placed…"),
+        ],
+    )
+    def test_comes_forward_when_the_person_has_to_do_something(self, word: str, text: str) -> None:
         showing = opening()
         stage(showing, "open", "returning")
         view = stage(showing, word)
-        assert (view.aside, view.text) == (False, f"{word}…")
+        assert (view.aside, view.heading, view.text) == (False, "report.pdf comes back", text)
+
+    @pytest.mark.parametrize("word", ["returning", "blocked", "returned", "not-placed"])
+    def test_cannot_be_ended_any_more_once_it_comes_back_and_its_window_stays(self, word: str) -> None:
+        showing = opening()
+        stage(showing, "open")
+        assert showing.view.stays
+        view = stage(showing, word)
+        assert (view.cancel, view.stays, view.can_leave) == ("", True, False)
+        assert not showing.cancel()
+        assert showing.view == view
 
     @pytest.mark.parametrize(
         ("word", "heading"), [("unchanged", "report.pdf was not changed"), ("replaced", "report.pdf has come back changed")]
@@ -237,10 +269,9 @@ class TestOpening:
         view = end(showing, status, "report.pdf is as it was")
         assert (view.end, view.text, view.closes_s, view.aside) == (kind, "report.pdf is as it was", None, False)
 
-    @pytest.mark.parametrize("word", ["open", "returning"])
-    def test_to_end_it_while_it_is_open_takes_two_presses(self, word: str) -> None:
+    def test_to_end_it_while_it_is_open_takes_two_presses(self) -> None:
         showing = opening()
-        stage(showing, word)
+        stage(showing, "open")
         assert not showing.cancel()
         assert (showing.view.aside, showing.view.cancel) == (False, "End DisposableVM")
         assert "lost" in showing.view.text
@@ -283,6 +314,13 @@ class TestOpening:
         showing.not_followed(count)
         assert showing.view.notes == notes
         assert (showing.view.closes_s is None) == bool(count)
+
+    def test_those_that_do_not_follow_are_not_promised_any_more(self) -> None:
+        showing = opening(waiting=2)
+        stage(showing, "asking")
+        showing.cancel()
+        showing.not_followed(2)
+        assert stage(showing, "too-late").text == "It is too late to stop: it is closed there."
 
 
 def test_a_refusal_is_an_end() -> None:

@@ -46,8 +46,9 @@ def test_a_person_without_a_terminal_is_told_by_the_first_program_that_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     programs = []
-    for name, line in (("fails", "exit 1"), ("shows", f'printf "%s|" "$@" > {tmp_path}/shown'), ("later", f"touch {tmp_path}/too-much")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+    shows = f'#!/bin/sh\nprintf "%s|" "$@" > {tmp_path}/shown\nexit 1'  # as zenity does when it is closed by Escape
+    for name, text in (("broken", "#!/nonexistent"), ("shows", shows), ("later", f"#!/bin/sh\ntouch {tmp_path}/too-much")):
+        (tmp_path / name).write_text(f"{text}\n")
         (tmp_path / name).chmod(0o755)
         programs.append((str(tmp_path / name), "--error"))
     monkeypatch.setattr(start, "MESSENGERS", (("/nonexistent",), *programs))
