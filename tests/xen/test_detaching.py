@@ -32,7 +32,7 @@ class TestHoldingOn:
                 person.say(question, True)
                 dom0.logged("leaving → clean")
                 assert holders(dom0) == [f"{work.domain}/{OUTGOING}"]
-            assert copying.wait().returncode == 1 and "not-detached" in copying.said, copying.said
+            assert copying.wait().returncode == 1 and "could not be detached" in copying.said, copying.said
             copying = work.popen(PENCTL, "send", "personal")
             question = person.question()
             with paused(work):
