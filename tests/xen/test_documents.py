@@ -70,7 +70,8 @@ def test_three_documents_are_in_three_vms_that_share_nothing(dom0: Dom0, work: X
     assert sha256(work, "closed.txt") == sha256(work, "looked-at.txt") == digest
     assert work.output("stat", "-c", "%i %Y %Z", "closed.txt", "looked-at.txt") == before
     assert f"{vms[0].name}, work's document 1: unchanged" in dom0.log()
-    assert work.output("ls", "-A", ".dvm") == "seq\n"
+    # Nobody has waited for the first: what is noted of it is forgotten with time.
+    assert set(work.output("ls", "-A", ".dvm").split()) == {"seq", "1", "1.original"}
 
 
 def test_neither_a_disposablevm_nor_an_asker_that_dies_leaves_anything(dom0: Dom0, work: XenVm, personal: XenVm) -> None:

@@ -43,7 +43,9 @@ def test_the_same_domain_id_comes_back_and_the_answer_does_not_count_for_it(dom0
             dom0.output("env", "LIBXL_DOMID_REUSE_TIMEOUT=0", "xl", "create", "-q", "-p", other)
             assert dom0.output("xl", "domid", "personal").strip() == domain
             person.say(question, True)
-        assert copying.wait().returncode == 3
+        # Which it hears first is chance: the yes, and then that the VM has ended, on which it is too late for a plain denial; or the end.
+        assert copying.wait().returncode in (1, 3), copying.said
+    assert "arriving" not in dom0.log()
     assert work.output("cat", "letter.txt") == LETTER
     assert holders(dom0) == []
     dom0.nothing_left()

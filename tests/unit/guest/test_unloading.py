@@ -206,9 +206,7 @@ class TestCopy:
         assert content(target) == {"empty": b""}
 
     @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
-    def test_a_target_that_takes_nothing_more_ends_it(
-        self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: int
-    ) -> None:
+    def test_a_target_that_takes_nothing_more_ends_it(self, top: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
         refuse(monkeypatch, "/target/folder/deep", error)
         with pytest.raises(CannotWrite):
             copy(top, target)
