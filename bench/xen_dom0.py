@@ -88,7 +88,7 @@ class Bench:
     async def copy(self) -> None:
         """A pendrive's whole way, and the same disks by plain xl."""
         settings = configuration.Configuration()
-        plain = PendriveId("bench")
+        plain = PendriveId(pendrives.new_id())
         await pendrives.create(self.home.spool, plain, settings.pendrive_size_bytes, WORK)
         image = pendrives.image_path(self.home.spool, plain)
         async with self.timed("xl attach"):
