@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an exchange on genuine Xen takes beside the xl commands that it must wait for.
+"""What an exchange on genuine Xen takes beside the plain commands that it must wait for: xl, and mkfs.fat for a new pendrive.
 
     bench/xen.py [--rounds N]
 
@@ -50,13 +50,14 @@ def main() -> None:
     times = asyncio.run(measure(Home.from_environment(), options.rounds))
     for ours in ("xl", "stock"):
         times[f"{ours} hand-over"] = [off + on for off, on in zip(times[f"{ours} detach"], times[f"{ours} attach"], strict=True)]
+    times["mkfs.fat, xl attach"] = [make + on for make, on in zip(times["mkfs.fat"], times["xl attach"], strict=True)]
     heading(f"Xen, {options.rounds} rounds; the machine was up after {times['up'][0]:.2f} s")
-    for what, plain in (("new", "xl attach"), ("hand-over", "xl hand-over"), ("DisposableVM", "xl restore")):
+    for what, plain in (("new", "mkfs.fat, xl attach"), ("hand-over", "xl hand-over"), ("DisposableVM", "xl restore")):
         row(f"{plain}, alone", times[plain])
         row(what, times[what], of=statistics.median(times[plain]))
     row("stock attach", times["stock attach"], of=statistics.median(times["xl attach"]))
     row("stock hand-over", times["stock hand-over"], of=statistics.median(times["xl hand-over"]))
-    print("A ratio is that to the xl commands that must be waited for; the goal is at most 1.18, so that 15 % of the time is ours.")
+    print("A ratio is that to the plain commands that must be waited for; the goal is at most 1.18, so that 15 % of the time is ours.")
 
 
 if __name__ == "__main__":

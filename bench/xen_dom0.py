@@ -86,11 +86,14 @@ class Bench:
         await self.until(keys.absolute(domain, keys.REPLY), holds=f"{token} {answer}".encode())
 
     async def copy(self) -> None:
-        """A pendrive's whole way, and the same disks by plain xl."""
+        """A pendrive's whole way, and the same disks by plain commands."""
         settings = configuration.Configuration()
         plain = PendriveId(pendrives.new_id())
         await pendrives.create(self.home.spool, plain, settings.pendrive_size_bytes, WORK)
         image = pendrives.image_path(self.home.spool, plain)
+        async with self.timed("mkfs.fat"):
+            layout = pendrives._layout(settings.pendrive_size_bytes)
+            await programs.run("mkfs.fat", *layout, "-n", WORK, "--", str(image), deadline_s=DEADLINE_S)
         async with self.timed("xl attach"):
             await self.plain_attach(WORK, image)
         async with self.timed("xl detach"):
