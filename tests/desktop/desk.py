@@ -19,7 +19,7 @@ LOOK_S = 0.06
 SETTLE_S = 0.1
 SCREEN_WIDTH, SCREEN_HEIGHT = 1280, 800
 WINDOW_MANAGERS = {"alt+F4", "alt+Tab"}
-"""Keys that the window manager takes, which hears of the focus a little later than the window that has it."""
+"""Keys that the window manager takes, for the window that it has made the active one: a little later than that has got the focus."""
 PYTHON = "/usr/bin/python3"
 TOP = Path(__file__).resolve().parents[2]
 OUT = TOP / ".ci/out/desktop"
@@ -132,7 +132,13 @@ class Desk:
     def press(self, *keys: str) -> None:
         if WINDOW_MANAGERS & set(keys):
             self.waits(SETTLE_S)
+        if "alt+F4" in keys:
+            until(self._knows_the_active_window, "the window manager has made the window that has the focus the active one")
         self._xdotool("key", "--clearmodifiers", *keys)
+
+    def _knows_the_active_window(self) -> bool:
+        focused = self._xdotool("getwindowfocus")
+        return bool(focused) and focused == self._xdotool("getactivewindow")
 
     def types(self, text: str) -> None:
         self._xdotool("type", text)
