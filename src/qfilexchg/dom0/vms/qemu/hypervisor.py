@@ -37,6 +37,8 @@ QUERY_DEADLINE_S = 30.0
 QUIT_DEADLINE_S = 10.0
 SAVE_DEADLINE_S = 60.0
 RESTORE_DEADLINE_S = 30.0
+_DYING_S = 1.0
+"""For a QEMU that is killed to be gone: its connections break a little earlier."""
 _KILL_DEADLINE_S = 10.0
 _STEP_S = 0.01
 
@@ -240,7 +242,8 @@ class Qemu:
             raise HypervisorError(what, str(error)) from error
         except (ConnectError, ExecInterruptedError, OSError, EOFError) as error:
             # TimeoutError is an OSError; QEMU may have ended meanwhile, which also breaks a connection.
-            if not found.process.running:
+            wait_s = 0.0 if isinstance(error, TimeoutError) else _DYING_S
+            if await asyncio.to_thread(found.process.wait, wait_s):
                 raise VmGone(f"domain {vm.domain} has ended") from error
             why = f"no answer within {deadline_s:g} s" if isinstance(error, TimeoutError) else str(error)
             raise HypervisorError(what, why) from error
