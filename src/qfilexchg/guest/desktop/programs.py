@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
@@ -84,7 +85,7 @@ class Shown:
         self._program.end_if_idle()
 
 
-class Program:
+class Program(ABC):
     """Ends when it has no window and nothing to do any more."""
 
     def __init__(self) -> None:
@@ -106,8 +107,9 @@ class Program:
             raise
         return False
 
+    @abstractmethod
     def begin(self) -> None:
-        raise NotImplementedError
+        """Show the first window; without one it ends."""
 
     def end_if_idle(self) -> None:
         if not self.windows:

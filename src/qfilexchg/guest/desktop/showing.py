@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -72,7 +73,7 @@ class View:
     """Seconds after which the window goes by itself."""
 
 
-class Showing:
+class Showing(ABC):
     """One run of a tool."""
 
     ends: ClassVar[Ends]
@@ -198,11 +199,13 @@ class Showing:
     def _begins_with_a_name(self) -> tuple[str, ...]:
         return ("/",)
 
+    @abstractmethod
     def _heading(self) -> str:
-        raise NotImplementedError
+        """What is being done, while it is."""
 
+    @abstractmethod
     def _filled(self, heading: str) -> str:
-        raise NotImplementedError
+        """An end's heading, with the names that belong into it."""
 
     def _now(self) -> str:
         return self._text or "Starting…"
@@ -223,14 +226,17 @@ class Showing:
 class Refused(Showing):
     """Something that was not even begun."""
 
-    ends: ClassVar[Ends] = {outcome.BROKEN: (End.NO, "This cannot be done")}
+    ends: ClassVar[Ends] = {outcome.BROKEN: (End.NO, "")}
 
     def __init__(self, why: str) -> None:
         super().__init__()
         self._status, self._why = outcome.BROKEN, why
 
+    def _heading(self) -> str:
+        return "This cannot be done"
+
     def _filled(self, heading: str) -> str:
-        return heading
+        return self._heading()
 
 
 def things(paths: Sequence[str]) -> str:
