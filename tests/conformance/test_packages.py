@@ -203,8 +203,6 @@ def test_the_entries_of_file_managers_are_where_each_looks_and_start_programs_th
 
 @pytest.mark.parametrize("unit", ["lib/systemd/system/qfilexchgd.service", "usr/lib/systemd/user/qfilexchg-agent.service"])
 def test_systemd_understands_every_line_of_a_unit(dom0: Package, unit: str, tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("this host has no systemd")
     text = (dom0.root / unit).read_text()
     for program in ("/usr/sbin/qfilexchgd", "/usr/lib/qfilexchg/agent-window"):
         text = text.replace(f"={program}", "=/bin/true")

@@ -43,6 +43,7 @@ class PlayedSlot(Slot):
 
 
 def slow_down(pause_s: float) -> None:
+    """Let each piece of a copy take so long, as a slow disk does: a copy that is under way is what the test looks at."""
     advance = Progress.advance
 
     def slowly(progress: Progress, size_bytes: int) -> None:
