@@ -595,6 +595,24 @@ class TestTold:
             asker.fill(asker.work, f"n{seq}")
         assert asker.stage(1) == f"open {vm.name}" and len(asker.world.shown) == SHOWN_MAX
 
+    def test_an_asker_that_gets_another_name_is_told_that_what_it_had_is_over(self, asker: Asker) -> None:
+        """Its keys are still there, and whoever waits for one would wait for ever."""
+        world = asker.world
+        opened = asker.open(1)
+        asker.fill(asker.work, "n2")
+        returned = asker.open(2)
+        asker.fill(asker.work, "n3")
+        waits = asker.open(3)
+        for seq, vm in ((2, returned), (3, waits)):
+            asker.fill(vm)
+            asker.give_back(vm, seq)
+            world.settle()
+        assert [asker.stage(seq) for seq in (1, 2, 3)] == [f"open {opened.name}", f"returned {returned.name}", f"returning {waits.name}"]
+        world.rename(asker.work, "old")
+        world.settle()
+        assert asker.stage(1) == f"ended {opened.name} killed"
+        assert [asker.stage(seq) for seq in (2, 3)] == [f"ended {vm.name} kept-in-dom0" for vm in (returned, waits)]
+
     def test_what_was_told_before_a_restart_counts(self, asker: Asker) -> None:
         asker.world.stop(asker.deliver(1))
         asker.world.settle()

@@ -221,7 +221,7 @@ class Histories(RuleBasedStateMachine):
         waiting = {entry.request_id for entry in self.world.machine.entries}
         going = [document for document in self.world.documents.values() if document.fate in m.ENDINGS]
         if verb == "killme":
-            assert "denied" in heard or vm in [document.vm for document in going], "a VM that is done is destroyed"
+            assert "denied" in heard or vm.id in [document.vm.id for document in going], "a VM that is done is destroyed"
         else:
             assert FINAL_STATES & set(heard) or request.request_id in waiting, "who is told to wait waits for something"
         if verb == "forget" and "cancelled" in heard:

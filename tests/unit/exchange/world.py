@@ -108,8 +108,8 @@ class World:
         renamed = self.running[vm.id] = RunningVm(vm.id, VmName.parse(name))
         self.handle(m.VmStopped(vm.id))
         last = self.replies.get(vm.id)
-        shown = tuple(sorted(seq for asker, seq in self.shown if asker == vm.id))
-        self.handle(m.VmStarted(renamed, last[-1] if last else None, vm.id in self.errands.keys() | self.foreign, shown))
+        disposable = vm.id in self.errands.keys() | self.foreign
+        self.handle(m.VmStarted(renamed, last[-1] if last else None, disposable, self._shown_to(vm)))
         return renamed
 
     def stop(self, vm: RunningVm) -> None:
@@ -228,8 +228,8 @@ class World:
             if vm in unknown:
                 continue
             last = self.replies.get(vm.id)
-            shown = tuple(sorted(seq for asker, seq in self.shown if asker == vm.id))
-            self.machine.handle(m.VmStarted(vm, last[-1] if last else None, vm.id in self.errands.keys() | self.foreign, shown))
+            disposable = vm.id in self.errands.keys() | self.foreign
+            self.machine.handle(m.VmStarted(vm, last[-1] if last else None, disposable, self._shown_to(vm)))
         found = tuple((entry, self.place(entry)) for entry in self.journal.values())
         self.handle(m.Recovered(found, tuple(self.documents.values())))
 
@@ -238,6 +238,9 @@ class World:
             if vm.id in self.errands and vm.id not in self.documents:
                 self.die(vm)
                 self.dissolved.append(vm.id)
+
+    def _shown_to(self, vm: RunningVm) -> dict[int, Stage | None]:
+        return {seq: self.shown[asker, seq] for asker, seq in sorted(self.shown, key=lambda key: key[1]) if asker == vm.id}
 
     def place(self, entry: m.Entry) -> Place:
         if self.attached.get((entry.sender.id, Slot.OUTGOING)) == entry.pendrive:

@@ -14,7 +14,7 @@ that a daemon that starts can take each up again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from qfilexchg.dom0.exchange import messages as m
@@ -43,7 +43,7 @@ class Documents:
         self._destroying: dict[VmId, RunningVm] = {}
         """VMs of which a Destroy is under way."""
         self._shown: dict[VmId, OrderedDict[int, Stage | None]] = {}
-        """For each VM that runs, what its keys tell of its documents; None is what was there before a restart."""
+        """For each VM that runs, what its keys tell of its documents; None is what this daemon does not know."""
 
     def __iter__(self) -> Iterator[Document]:
         return iter(self._documents.values())
@@ -56,9 +56,17 @@ class Documents:
 
     # VMs
 
-    def vm_started(self, vm: VmId, shown: Collection[int]) -> None:
-        """A VM runs, whose keys tell of the documents ``shown`` already."""
-        self._shown[vm] = OrderedDict.fromkeys(shown)
+    def vm_started(self, vm: VmId, shown: Mapping[int, Stage | None]) -> None:
+        """A VM runs, whose keys tell what is ``shown`` already."""
+        self._shown[vm] = OrderedDict(shown)
+
+    def end_shown(self, vm: VmId, under_way: Collection[int] = ()) -> None:
+        """Tell a VM that its documents have ended of which its keys tell otherwise, but for those ``under_way``."""
+        for seq, stage in list(self._shown[vm].items()):
+            if stage is None or stage.final or seq in under_way:
+                continue
+            why = "kept-in-dom0" if stage.word == "returning" else "killed"
+            self.show(vm, seq, Stage("ended", stage.vm, why) if stage.vm else None)
 
     def vm_stopped(self, vm: VmId) -> None:
         """A VM runs no more: with an asker goes what was made for it."""

@@ -23,7 +23,7 @@ from qfilexchg.errors import QfilexchgError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import BadDomainId, DomainId, VmName
 from qfilexchg.protocol.qpen import NO_ID, BadReply, BadRequest, Reply, parse_reply, parse_request
-from qfilexchg.protocol.stages import Stage
+from qfilexchg.protocol.stages import BadStage, Stage, parse_stage
 from qfilexchg.xenstore.client import Store
 from qfilexchg.xenstore.errors import Again, NoEntry, StoreLost
 
@@ -187,7 +187,8 @@ class Domains:
             await self._make_keys(domain)
             last = await self._store.read(keys.absolute(domain, keys.REPLY))
             disposable = await self._read(domain, keys.VM_TYPE) == keys.DISPOSABLE_TYPE
-            shown = tuple(sorted(int(seq) for seq in await self._children(domain, keys.DOCUMENTS) if seq.isdecimal()))
+            numbers = sorted(int(seq) for seq in await self._children(domain, keys.DOCUMENTS) if seq.isdecimal())
+            shown = {seq: _stage(await self._read(domain, keys.document(seq))) for seq in numbers}
         except NoEntry:
             return  # it ended meanwhile; an event will say so
         self._lines[vm.id] = _Line(vm)
@@ -265,6 +266,13 @@ class Domains:
         log.debug("%s: %r", vm.name, request)
         self._deliver(Requested(vm.id, request, PendriveId(new_id())))
         return True
+
+
+def _stage(value: bytes) -> Stage | None:
+    try:
+        return parse_stage(value)
+    except BadStage:
+        return None
 
 
 def _reply(value: bytes) -> Reply | None:

@@ -116,6 +116,8 @@ class Exchange(Moves):
                 for entry, place in found:
                     self._resume(entry, place)
                 self._take_up_requests()
+                for vm_id in self._vms:
+                    self._documents.end_shown(vm_id, self._under_way(vm_id))
                 self._recovered = True
             case _:
                 assert_never(event)
@@ -132,6 +134,8 @@ class Exchange(Moves):
             return
         self._vms[vm.id] = Vm(vm, disposable=event.disposable)
         self._documents.vm_started(vm.id, event.shown)
+        if self._recovered:
+            self._documents.end_shown(vm.id)  # it has another name by now, and what it had under the old one is over
         # A request that is under way only a daemon that has just started goes on with: one of a VM that was renamed is over.
         if last_reply and last_reply.request_id != NO_ID and (last_reply.state in FINAL_STATES or not self._recovered):
             self._vms[vm.id].replies[last_reply.request_id] = last_reply
@@ -240,6 +244,12 @@ class Exchange(Moves):
             if pendrive.course is Course.BACK and pendrive.receiver and pendrive.receiver.id == vm.vm.id and pendrive.seq == seq:
                 return pendrive
         return None
+
+    def _under_way(self, vm: VmId) -> set[int]:
+        """What this VM calls its documents of which it is still to hear."""
+        opened = {document.seq for document in self._documents if document.asker.id == vm}
+        backs = [pendrive for pendrive in self._pendrives.values() if pendrive.course is Course.BACK]
+        return opened | {pendrive.seq for pendrive in backs if pendrive.receiver and pendrive.receiver.id == vm}
 
     def _return(self, vm: Vm, request: Request) -> None:
         """A DisposableVM sends: its document, to whom it came from, or nothing."""

@@ -8,7 +8,8 @@ names the same pendrive (a ``Stop`` only hurries it), every ``Destroy`` by one t
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType
 
 from qfilexchg.dom0.exchange.phases import Course, Phase, Place
@@ -116,13 +117,14 @@ class Question:
 class VmStarted:
     """A VM runs. ``last_reply`` is what its reply key holds already, from before a restart of the daemon.
 
-    ``disposable`` says that it is a DisposableVM, whoever made it; ``shown`` are the documents of which its keys tell already.
+    ``disposable`` says that it is a DisposableVM, whoever made it; ``shown`` is what its keys tell of documents already
+    (None: something that this daemon does not know).
     """
 
     vm: RunningVm
     last_reply: Reply | None = None
     disposable: bool = False
-    shown: tuple[int, ...] = ()
+    shown: Mapping[int, Stage | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
