@@ -53,11 +53,8 @@ def test_a_home_made_for_it_goes_as_a_whole_unless_its_logs_are_wanted(home: Hom
     assert tour.ran == [("qfilexchg", "down")] * 2
 
 
-def test_a_home_that_cannot_be_is_one_plain_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("QFILEXCHG_HOME", str(tmp_path / "file/home"))
+def test_a_home_that_cannot_be_is_one_plain_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("QFILEXCHG_HOME", "/dev/null/home")
     assert quickstart.main(["--yes"]) == 1
     assert capsys.readouterr().err.startswith("quickstart: the folder ")
 
