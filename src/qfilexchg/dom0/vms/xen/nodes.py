@@ -94,14 +94,15 @@ async def identity(store: Store, domain: DomainId) -> tuple[UUID | None, VmName 
 
 async def domains(store: Store) -> list[DomainId]:
     """Every domain that the store has a home of, dom0's excepted."""
+    return [domain for domain in _domain_ids(await children(store, keys.DOMAINS)) if domain]
+
+
+def _domain_ids(names: list[str]) -> list[DomainId]:
+    """Those of the names that are a domain id."""
     found = []
-    for child in await children(store, keys.DOMAINS):
-        try:
-            domain = DomainId.parse(child)
-        except BadDomainId:
-            continue
-        if domain:
-            found.append(domain)
+    for name in names:
+        with contextlib.suppress(BadDomainId):
+            found.append(DomainId.parse(name))
     return found
 
 
@@ -130,11 +131,9 @@ def _image(kind: bytes | None, params: bytes | None) -> Path | None:
 
 async def images(store: Store) -> list[tuple[DomainId, Path]]:
     """Every image that a VM has, with the VM's domain id."""
-    disks = []
-    for child in await children(store, BACKENDS):
-        with contextlib.suppress(BadDomainId):
-            domain = DomainId.parse(child)
-            disks += [(domain, f"{backends(domain)}/{device}") for device in await children(store, backends(domain))]
+    found_domains = _domain_ids(await children(store, BACKENDS))
+    devices = await asyncio.gather(*(children(store, backends(domain)) for domain in found_domains))
+    disks = [(domain, f"{backends(domain)}/{device}") for domain, of_it in zip(found_domains, devices, strict=True) for device in of_it]
     values = await asyncio.gather(*(read(store, f"{path}/{key}") for _, path in disks for key in ("type", "params")))
     found = zip(disks, values[::2], values[1::2], strict=True)
     return [(domain, image) for (domain, _), kind, params in found if (image := _image(kind, params))]
