@@ -24,9 +24,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.lab import CHECKOUT, QUESTION_TIMEOUT_S, Lab, Vm
+from tests.machines import EVIDENCE
+from tests.vm.lab import QUESTION_TIMEOUT_S, Lab, Vm
 
-EVIDENCE = CHECKOUT / ".ci/out"
 _labs: list[Lab] = []
 
 

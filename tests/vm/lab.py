@@ -13,8 +13,8 @@ from qfilexchg.dom0.vms.collection import Collection
 from qfilexchg.dom0.vms.hypervisor import HypervisorError
 from qfilexchg.dom0.vms.qemu.hypervisor import Qemu, Record, running
 from qfilexchg.protocol.names import VmName
+from tests.machines import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND_DEADLINE_S = 240.0
 """For a command of ours, a VM's start under emulation on a busy machine included."""
 

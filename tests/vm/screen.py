@@ -16,7 +16,8 @@ from qemu.qmp import QMPClient
 
 from qfilexchg.dom0.vms.qemu import command
 from tests.desktop.desk import Widget
-from tests.vm.lab import CHECKOUT, Vm
+from tests.machines import CHECKOUT
+from tests.vm.lab import Vm
 from tests.vm.steps import DEADLINE_S, until
 
 OUT = CHECKOUT / ".ci/out/screen"

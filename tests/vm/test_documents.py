@@ -23,11 +23,11 @@ from qfilexchg.dom0.vms.qemu.hypervisor import running
 from qfilexchg.dom0.vms.savefile import current
 from qfilexchg.dom0.vms.services import toolstack_lock
 from qfilexchg.protocol.names import VmName
+from tests.machines import EDITOR
 from tests.vm.lab import Lab, Vm
 from tests.vm.person import Person
 from tests.vm.steps import DEADLINE_S, PENCTL, daemon_process, ended, log, qemu, restart_daemon, rule, spool_is_empty, until
 
-EDITOR = Path(__file__).with_name("editor")
 XENSTORE = ("env", "XENSTORED_PATH=/dev/virtio-ports/org.qubes.xenstore")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.lab import tree
-from tests.vm.lab import CHECKOUT, Lab, Vm
+from tests.machines import CHECKOUT
+from tests.vm.lab import Lab, Vm
 from tests.vm.person import Person
 from tests.vm.steps import DEADLINE_S, PENCTL, daemon_process, ended, log, qemu, restart_daemon, rule, spool_is_empty, until, write_request
 

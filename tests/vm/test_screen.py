@@ -16,8 +16,9 @@ import pytest
 from qfilexchg.dom0.vms.collection import Collection, Kind
 from qfilexchg.protocol.names import VmName
 from tests.desktop.desk import PYTHON, Desk
+from tests.machines import CHECKOUT
 from tests.vm.conftest import laboratory
-from tests.vm.lab import CHECKOUT, Lab, Vm
+from tests.vm.lab import Lab, Vm
 from tests.vm.screen import OUT, Screen
 from tests.vm.steps import rule, spool_is_empty, until
 

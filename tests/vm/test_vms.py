@@ -16,7 +16,8 @@ from qfilexchg.dom0.vms.qemu import acceleration
 from qfilexchg.dom0.vms.qemu.acceleration import Accelerator
 from qfilexchg.dom0.vms.qemu.hypervisor import Qemu
 from qfilexchg.protocol.channels import RUN_PORTS
-from tests.vm.lab import CHECKOUT, Lab, Vm
+from tests.machines import CHECKOUT
+from tests.vm.lab import Lab, Vm
 
 DEADLINE_S = 60.0
 

@@ -12,44 +12,25 @@ When a test fails, what was said and how the machine was then is in ``.ci/out/``
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0.home import Home
 from qfilexchg.lab.xen import runs, stages
 from qfilexchg.protocol.names import VmName
+from tests.machines import EVIDENCE, home_of_its_own, xen_machine
 from tests.xen.dom0 import Dom0
 from tests.xen.running import event_loop
 from tests.xen.vm import XenVm
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-EVIDENCE = CHECKOUT / ".ci/out"
-EDITOR = CHECKOUT / "tests/vm/editor"
 _running: list[Dom0] = []
-
-
-@contextmanager
-def _home() -> Iterator[Home]:
-    folder = Path(tempfile.mkdtemp(prefix="qx-", dir="/tmp"))
-    try:
-        home = Home.from_environment({**os.environ, "QFILEXCHG_HOME": str(folder)})
-        home.make()
-        yield home
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
 def ready() -> stages.Ready:
-    with _home() as home:
-        return stages.build(home, EDITOR, lambda line: print(line, file=sys.stderr, flush=True))
+    with home_of_its_own() as home:
+        return xen_machine(home)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +41,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 def dom0(ready: stages.Ready, loop: asyncio.AbstractEventLoop) -> Iterator[Dom0]:
-    with _home() as home:
+    with home_of_its_own() as home:
         name = VmName.parse("xen")
         try:
             machine = asyncio.run(runs.up(home, name, ready))

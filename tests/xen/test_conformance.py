@@ -6,7 +6,7 @@ import io
 import tarfile
 from xml.etree import ElementTree
 
-from tests.xen.conftest import CHECKOUT
+from tests.machines import CHECKOUT
 from tests.xen.dom0 import Dom0
 
 SUITE = CHECKOUT / "tests/conformance/hypervisor"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xen.conftest import CHECKOUT
+from tests.machines import CHECKOUT
 from tests.xen.documents import make, sha256
 from tests.xen.dom0 import HOME, UNIT, Dom0
 from tests.xen.running import DEADLINE_S

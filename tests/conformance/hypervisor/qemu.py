@@ -12,7 +12,8 @@ from qfilexchg.dom0.vms.hypervisor import Hypervisor, RunningVm
 from qfilexchg.dom0.vms.processes import Process
 from qfilexchg.dom0.vms.qemu.hypervisor import Qemu, record
 from tests.conformance.hypervisor.real import RealVms
-from tests.vm.lab import CHECKOUT, Lab
+from tests.machines import CHECKOUT
+from tests.vm.lab import Lab
 
 _STOP_DEADLINE_S = 10.0
 
