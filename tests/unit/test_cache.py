@@ -31,7 +31,8 @@ def test_what_is_missing_is_made_once(tmp_path: Path) -> None:
     assert made == [".0a.building"]
 
 
-def test_what_fails_half_made_is_not_taken_for_made_and_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", ["0a", "0b"])
+def test_what_fails_half_made_is_not_taken_for_made_and_is_removed_by_a_later_build(tmp_path: Path, later: str) -> None:
     def fail(folder: Path) -> None:
         fill(folder)
         raise OSError("no room")
@@ -39,8 +40,8 @@ def test_what_fails_half_made_is_not_taken_for_made_and_is_made_anew(tmp_path: P
     with pytest.raises(OSError, match="no room"):
         cache.made(tmp_path / "0a", fail, print)
     assert not (tmp_path / "0a").exists()
-    cache.made(tmp_path / "0a", fill, print)
-    assert names(tmp_path) == ["0a"]
+    cache.made(tmp_path / later, fill, print)
+    assert names(tmp_path) == [later]
 
 
 def test_only_what_nobody_has_asked_for_in_a_long_time_is_deleted(tmp_path: Path) -> None:

@@ -41,19 +41,24 @@ def made(folder: Path, make: Callable[[Path], None], say: Say, *, keep: int | No
 
     ``keep`` is how many of those beside it, the last used ones, are kept at most.
 
-    What ``make`` raises is raised; nothing is left then but a folder aside, which the next build removes.
+    What ``make`` raises is raised; nothing is left then but a folder aside, which the next build of anything beside it removes.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / ".lock", say):
         if not folder.exists():
-            aside = folder.with_name(f".{folder.name}.building")
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in folder.parent.glob(_aside("*")):
+                shutil.rmtree(left, ignore_errors=True)
+            aside = folder.with_name(_aside(folder.name))
             aside.mkdir()
             make(aside)
             aside.rename(folder)
         os.utime(folder)
         prune(folder.parent, keep)
     return folder
+
+
+def _aside(name: str) -> str:
+    return f".{name}.building"
 
 
 def prune(folders: Path, keep: int | None = None) -> None:
