@@ -36,18 +36,19 @@ class WatchEvent(NamedTuple):
 
 
 class EventQueue(asyncio.Queue[WatchEvent | None]):
-    """Watch events, each once however often it came since it was last taken. After None no more come."""
+    """Watch events, of each token the last that nobody has taken. After None no more come.
+
+    A VM that writes below its key, each time under another name, so fills no memory.
+    """
 
     def _init(self, maxsize: int) -> None:
-        self._queue: dict[WatchEvent | None, None] = {}
+        self._queue: dict[str | None, WatchEvent | None] = {}
 
     def _put(self, item: WatchEvent | None) -> None:
-        self._queue[item] = None
+        self._queue[item.token if item else None] = item
 
     def _get(self) -> WatchEvent | None:
-        first = next(iter(self._queue))
-        del self._queue[first]
-        return first
+        return self._queue.pop(next(iter(self._queue)))
 
 
 class Router(asyncio.Protocol):

@@ -636,6 +636,12 @@ class TestRestart:
         world.settle()
         assert asker.states(asker.work)[-1] == "s delivered" and len(asker.disposables()) == 1
 
+    def test_what_is_told_of_a_vm_that_is_being_made_stays(self, asker: Asker) -> None:
+        asker.send()
+        asker.world.answer(True)
+        asker.world.restart()
+        assert asker.stage() == "starting" and asker.world.phase() == "restoring"
+
     def test_an_open_question_is_asked_again(self, asker: Asker) -> None:
         asker.send()
         asker.world.restart()

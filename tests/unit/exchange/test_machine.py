@@ -466,7 +466,38 @@ class TestAnotherName:
         three.world.finish(fail=True)
         assert three.world.pending == [m.Detach(m.PendriveId("p1"), three.work, Slot.OUTGOING, again=True)]
         three.world.ask(renamed, send("personal"))
-        assert three.world.last(renamed).encode() == b"s failed no-pendrive" and not three.world.questions
+        assert three.world.last(renamed).encode() == b"s failed discarding" and not three.world.questions
+        three.world.ask(renamed, Request("new", request_id="n2"))
+        assert three.world.last(renamed).encode() == b"n2 failed have-pendrive discarding"
+
+    def test_its_slot_is_taken_until_it_has_let_go(self, three: Three) -> None:
+        three.fill(three.vault)
+        three.deliver(three.work, "personal")
+        renamed = three.world.rename(three.personal, "old")
+        three.world.finish(fail=True)
+        three.world.ask(three.vault, send("old"))
+        (question,) = three.world.questions.values()
+        assert question.target == renamed and question.busy
+        three.world.answer(True)
+        assert three.world.last(three.vault).state == "queued"
+        three.world.settle()
+        assert three.world.attached == {(renamed.id, Slot.INCOMING): "p2"}
+
+    def test_what_is_being_given_back_to_it_is_taken_away_again(self, three: Three) -> None:
+        three.world.ask(three.work, send("personal"))
+        three.world.answer(True)
+        three.world.finish()
+        three.world.finish(fail=True)
+        three.world.finish()
+        assert three.world.phase() == "returning"
+        three.world.rename(three.work, "old")
+        three.world.settle()
+        assert not three.world.attached and any("kept as" in notice for notice in three.world.notices)
+
+    def test_a_disposablevm_of_a_persons_own_runs_on(self, three: Three) -> None:
+        vm = three.world.start("disp9", disposable=True)
+        three.world.rename(vm, "mine")
+        assert not three.world.dissolved
 
     def test_nothing_is_given_back_to_it(self, three: Three) -> None:
         three.world.ask(three.work, send("personal"))
@@ -481,7 +512,7 @@ class TestAnotherName:
         three.world.ask(three.work, send("personal"))
         renamed = three.world.rename(three.work, "old")
         three.world.ask(renamed, send("personal"))
-        assert three.states(renamed)[-2:] == ["s asking", "s failed no-pendrive"]
+        assert three.states(renamed)[-2:] == ["s asking", "s failed discarding"]
 
     def test_got_while_no_daemon_ran_it_ends_what_was_under_way(self, three: Three) -> None:
         three.world.ask(three.work, send("personal"))

@@ -106,7 +106,7 @@ class World:
     def rename(self, vm: RunningVm, name: str) -> RunningVm:
         """It runs on under another name, which is to be as if it had ended, and another had started with what it has."""
         renamed = self.running[vm.id] = RunningVm(vm.id, VmName.parse(name))
-        self.handle(m.VmStopped(vm.id))
+        self.handle(m.VmStopped(vm.id, runs_on=True))
         last = self.replies.get(vm.id)
         disposable = vm.id in self.errands.keys() | self.foreign
         self.handle(m.VmStarted(renamed, last[-1] if last else None, disposable, self._shown_to(vm)))
@@ -180,8 +180,8 @@ class World:
             case m.Detach(pendrive, vm, slot, again):
                 if fail and (vm.id in self.running or not again):
                     return m.Failed(pendrive, "the VM does not let go")
-                if self.attached.get((vm.id, slot)) == pendrive:
-                    del self.attached[vm.id, slot]
+                assert self.attached.get((vm.id, slot), pendrive) == pendrive, "what is taken away is what was to be"
+                self.attached.pop((vm.id, slot), None)
                 return m.Detached(pendrive)
             case m.Delete(pendrive):
                 back = self.journal[pendrive].course is Course.BACK

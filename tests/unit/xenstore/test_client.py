@@ -228,14 +228,13 @@ class TestWatches:
 
         with_store(body)
 
-    def test_equal_events_that_nobody_took_are_one(self) -> None:
+    def test_of_what_nobody_took_the_last_of_each_token_is_kept(self) -> None:
         async def body(store: Store, _folder: Path) -> None:
             await store.watch("/a", "token")
-            for _ in range(5):
-                await store.write("/a", b"")
-                await store.write("/a/b", b"")
-            assert store.events.qsize() == 2
-            assert [store.events.get_nowait() for _ in range(2)] == [WatchEvent("/a", "token"), WatchEvent("/a/b", "token")]
+            for number in range(5):
+                await store.write(f"/a/{number}", b"")
+            assert store.events.qsize() == 1
+            assert store.events.get_nowait() == WatchEvent("/a/4", "token")
             await store.write("/a", b"")
             assert store.events.get_nowait() == WatchEvent("/a", "token")
 
@@ -244,9 +243,9 @@ class TestWatches:
     def test_the_queue_keeps_the_order_of_first_coming(self) -> None:
         async def body() -> None:
             queue = EventQueue()
-            for path in "abab":
-                queue.put_nowait(WatchEvent(path, ""))
-            assert [queue.get_nowait() for _ in range(queue.qsize())] == [WatchEvent("a", ""), WatchEvent("b", "")]
+            for token in "abab":
+                queue.put_nowait(WatchEvent("", token))
+            assert [queue.get_nowait() for _ in range(queue.qsize())] == [WatchEvent("", "a"), WatchEvent("", "b")]
 
         asyncio.run(body())
 

@@ -60,6 +60,8 @@ class Domains:
         self._hypervisor = hypervisor
         self._deliver = deliver
         self._lines: dict[VmId, _Line] = {}
+        self._named: set[str] = set()
+        """The domains whose names are watched."""
         self._arrived = asyncio.Condition()
         self._releases: set[asyncio.Task[None]] = set()
 
@@ -75,10 +77,10 @@ class Domains:
             for line in self._lines.values():
                 line.server = tasks.create_task(self._serve(line))
             while (event := await self._store.events.get()) is not None:
-                if event.token == _REQUESTS:
+                if event.token.startswith(_REQUESTS):
                     self._wake(event.path)
                     continue
-                if event.token == _NAMES and not await self._is_renamed(event.path):
+                if event.token.startswith(_NAMES) and not await self._is_renamed(event.path):
                     continue
                 try:
                     await self._synchronise()
@@ -139,25 +141,33 @@ class Domains:
         # On Xen a VM can end and start between two looks, with the UUID and even the domain id that it had. But not with our keys.
         again = {vm_id for vm_id in self._lines.keys() - ended if not await self._store.exists(keys.absolute(vm_id.domain, keys.REPLY))}
         for vm_id in ended | again:
-            await self._part(vm_id)
+            await self._part(vm_id, runs_on=vm_id in running.keys() - again)
         for vm_id in sorted(running.keys() - self._lines.keys(), key=lambda vm_id: vm_id.domain):
             await self._welcome(running[vm_id])
+        await self._watch_names()
         for vm_id in (ended | again) - self._lines.keys():
             release = asyncio.create_task(self._release(vm_id.domain))
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
 
-    async def _part(self, vm_id: VmId) -> None:
+    async def _watch_names(self) -> None:
+        """Of every domain: one that cannot be called by the name that it has may get another."""
+        there = set(await self._store.directory(keys.DOMAINS)) - {"0"} if await self._store.exists(keys.DOMAINS) else set()
+        for domain in self._named - there:
+            with contextlib.suppress(NoEntry):
+                await self._store.unwatch(f"{keys.DOMAINS}/{domain}/{keys.NAME}", f"{_NAMES} {domain}")
+        for domain in there - self._named:
+            await self._store.watch(f"{keys.DOMAINS}/{domain}/{keys.NAME}", f"{_NAMES} {domain}")
+        self._named = there
+
+    async def _part(self, vm_id: VmId, *, runs_on: bool) -> None:
         line = self._lines.pop(vm_id)
         if line.server:
             line.server.cancel()
-        for key, token in ((keys.REQUEST, _REQUESTS), (keys.NAME, _NAMES)):
-            try:
-                await self._store.unwatch(keys.absolute(vm_id.domain, key), token)
-            except NoEntry:
-                log.debug("a watch of domain %d is gone already", vm_id.domain)
-        log.info("%s (domain %d) has ended, or has another name", line.vm.name, vm_id.domain)
-        self._deliver(VmStopped(vm_id))
+        with contextlib.suppress(NoEntry):
+            await self._store.unwatch(keys.absolute(vm_id.domain, keys.REQUEST), f"{_REQUESTS} {vm_id.domain}")
+        log.info("%s (domain %d) %s", line.vm.name, vm_id.domain, "has another name" if runs_on else "has ended")
+        self._deliver(VmStopped(vm_id, runs_on))
 
     async def _release(self, domain: DomainId) -> None:
         """Beside the rest: a VM that is slow to end must not keep others waiting."""
@@ -196,8 +206,7 @@ class Domains:
         self._deliver(VmStarted(vm, _reply(last), disposable, shown))
         async with self._arrived:
             self._arrived.notify_all()
-        await self._store.watch(keys.absolute(domain, keys.REQUEST), _REQUESTS)
-        await self._store.watch(keys.absolute(domain, keys.NAME), _NAMES)
+        await self._store.watch(keys.absolute(domain, keys.REQUEST), f"{_REQUESTS} {domain}")
 
     async def _read(self, domain: DomainId, key: str) -> bytes:
         path = keys.absolute(domain, key)
@@ -225,7 +234,7 @@ class Domains:
             name = await self._store.read(path)
         except NoEntry:
             return False
-        return any(line.vm.name.encode("ascii") != name for line in self._of(path))
+        return [line.vm.name.encode("ascii") for line in self._of(path)] != [name]
 
     async def _serve(self, line: _Line) -> None:
         while True:

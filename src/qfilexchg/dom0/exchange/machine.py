@@ -71,8 +71,8 @@ class Exchange(Moves):
         match event:
             case m.VmStarted():
                 self._vm_started(event)
-            case m.VmStopped(vm_id):
-                if vm_id in self._vms and self._vms[vm_id].disposable and vm_id not in self._documents:
+            case m.VmStopped(vm_id, runs_on):
+                if not runs_on and vm_id in self._vms and self._vms[vm_id].disposable and vm_id not in self._documents:
                     self._effects.append(m.Dissolve(vm_id))  # with a document it is dissolved when that is settled
                 self._vm_stopped(vm_id)
             case m.Requested(vm_id, request, fresh):
@@ -133,6 +133,8 @@ class Exchange(Moves):
         if vm.id in self._vms:
             return
         self._vms[vm.id] = Vm(vm, disposable=event.disposable)
+        for pendrive in self._pendrives.values():
+            self._occupy(pendrive)
         self._documents.vm_started(vm.id, event.shown)
         if self._recovered:
             self._documents.end_shown(vm.id)  # it has another name by now, and what it had under the old one is over
@@ -248,8 +250,9 @@ class Exchange(Moves):
     def _under_way(self, vm: VmId) -> set[int]:
         """What this VM calls its documents of which it is still to hear."""
         opened = {document.seq for document in self._documents if document.asker.id == vm}
+        coming = {pendrive.seq for pendrive in self._pendrives.values() if pendrive.phase is Phase.RESTORING and pendrive.sender.id == vm}
         backs = [pendrive for pendrive in self._pendrives.values() if pendrive.course is Course.BACK]
-        return opened | {pendrive.seq for pendrive in backs if pendrive.receiver and pendrive.receiver.id == vm}
+        return opened | coming | {pendrive.seq for pendrive in backs if pendrive.receiver and pendrive.receiver.id == vm}
 
     def _return(self, vm: Vm, request: Request) -> None:
         """A DisposableVM sends: its document, to whom it came from, or nothing."""

@@ -129,9 +129,10 @@ class VmStarted:
 
 @dataclass(frozen=True, slots=True)
 class VmStopped:
-    """A VM runs no more."""
+    """A VM runs no more; or, where it ``runs_on``, not under the name that it had."""
 
     vm: VmId
+    runs_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

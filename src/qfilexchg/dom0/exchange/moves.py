@@ -99,11 +99,7 @@ class Moves:
 
     def _enter(self, pendrive: Pendrive, phase: Phase, *, again: bool = False) -> None:
         was, pendrive.phase = pendrive.phase, phase
-        sender, receiver = self._slots(pendrive.sender), self._slots(pendrive.receiver)
-        if sender and (phase in IN_OUTGOING_SLOT or sender.outgoing is pendrive):
-            sender.outgoing = pendrive if phase in IN_OUTGOING_SLOT else None
-        if receiver and (phase in IN_INCOMING_SLOT or receiver.incoming is pendrive):
-            receiver.incoming = pendrive if phase in IN_INCOMING_SLOT else None
+        self._occupy(pendrive)
         if phase is Phase.CLEAN:
             pendrive.forget_transfer()
         self._effects.append(m.Moved(pendrive.entry(), was))
@@ -136,7 +132,7 @@ class Moves:
                     self._documents.begin(pendrive.receiver, pendrive.sender, pendrive.seq, view_only=pendrive.view_only)
                 self._effects.append(m.Detach(pendrive.id, pendrive.sender, Slot.OUTGOING, again))
             case Phase.RECALLED:
-                if again:  # else the detach that LEAVING began is still under way
+                if again or was is Phase.STRANDED:  # else the detach that LEAVING began is still under way
                     self._effects.append(m.Detach(pendrive.id, pendrive.sender, Slot.OUTGOING, again))
             case Phase.ARRIVING:
                 assert pendrive.receiver is not None
@@ -159,6 +155,14 @@ class Moves:
                 pass
             case _:
                 assert_never(phase)
+
+    def _occupy(self, pendrive: Pendrive) -> None:
+        """Let the slots be what the disks are: a VM that gets another name keeps both until they are taken away."""
+        sender, receiver = (self._vms.get(vm.id) if vm else None for vm in (pendrive.sender, pendrive.receiver))
+        if sender and (pendrive.phase in IN_OUTGOING_SLOT or sender.outgoing is pendrive):
+            sender.outgoing = pendrive if pendrive.phase in IN_OUTGOING_SLOT else None
+        if receiver and (pendrive.phase in IN_INCOMING_SLOT or receiver.incoming is pendrive):
+            receiver.incoming = pendrive if pendrive.phase in IN_INCOMING_SLOT else None
 
     def _wait(self, pendrive: Pendrive) -> None:
         receiver = self._slots(pendrive.receiver)

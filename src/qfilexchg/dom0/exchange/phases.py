@@ -166,7 +166,7 @@ EDGES: Mapping[tuple[Phase, Signal], Edge] = MappingProxyType(
         (P.RETURNING, S.ATTACH_FAILED): Edge(P.KEEPING, "failed", "kept-in-dom0"),
         (P.RETURNING, S.SPARE): Edge(P.DELETING, "failed", "not-attached"),
         (P.RETURNING, S.SENDER_GONE): Edge(P.STRANDED),
-        (P.STRANDED, S.ATTACHED): Edge(P.KEEPING),
+        (P.STRANDED, S.ATTACHED): Edge(P.RECALLED),  # one that runs on under another name
         (P.STRANDED, S.ATTACH_FAILED): Edge(P.KEEPING),
         (P.STRANDED, S.SPARE): Edge(P.DELETING),
         (P.LOADED, S.UMOUNT): Edge(P.DETACHING, "accepted"),
