@@ -169,6 +169,14 @@ class TestHistory:
                 journal.note_outcome(ENTRY, number, "delivered")
             assert [outcome.used_bytes for outcome in journal.history()] == [9, 8, 7]
 
+    def test_one_that_sends_in_a_loop_drives_out_its_own(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "HISTORY_OF_ONE_MAX", 2)
+        with Journal(path) as journal:
+            journal.note_outcome(replace(ENTRY, sender=PERSONAL), 100, "delivered")
+            for number in range(10):
+                journal.note_outcome(ENTRY, number, "denied")
+            assert [outcome.used_bytes for outcome in journal.history()] == [9, 8, 100]
+
 
 class TestSince:
     def test_it_is_known_since_when_a_pendrive_is_where_it_is_and_over_a_restart(self, path: Path) -> None:

@@ -42,6 +42,8 @@ WELCOME_S: Final = 30.0
 """For the store to tell of a DisposableVM that runs. It takes some milliseconds, or something is broken."""
 DOUBT_S: Final = (2.0, 6.0)
 """How long a destination that cannot be is 'asked about'. A VM that got this no at once would learn which VMs exist."""
+REFUSED_S: Final = 1.0
+"""Before a VM hears a no. Each is some lines in the log and one in the history, which a VM that asks on and on would fill."""
 OUTCOMES_SHOWN: Final = 8
 """How many a status tells."""
 
@@ -373,6 +375,8 @@ class Daemon:
         except Exception:
             log.exception("question %d", question.id)
             allow, why = False, "an internal error, see the log"
+        if not allow:
+            await asyncio.sleep(REFUSED_S)
         target = question.target_name or "DisposableVM"
         log.info("%s → %s: %s, %s", question.source.name, target, "allowed" if allow else "denied", why)
         self._inbox.put_nowait(m.Answered(question.id, allow, why))

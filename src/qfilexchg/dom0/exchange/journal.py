@@ -30,9 +30,18 @@ from qfilexchg.protocol.names import DomainId, VmName
 
 HISTORY_MAX: Final = 10_000
 """Outcomes that are remembered. A VM that sends in a loop fills no disk."""
+HISTORY_OF_ONE_MAX: Final = 1_000
+"""Of those, from one sender. In a loop it drives out its own, and nobody else's."""
 _BUSY_S: Final = 5.0
 """Only a person's own tools can lock the file; then the daemon waits for so long."""
 
+_FORGET: Final = """
+DELETE FROM history WHERE number <= (SELECT number FROM history ORDER BY number DESC LIMIT 1 OFFSET :most)
+"""
+_FORGET_OF_ONE: Final = """
+DELETE FROM history WHERE sender = :sender
+AND number <= (SELECT number FROM history WHERE sender = :sender ORDER BY number DESC LIMIT 1 OFFSET :most)
+"""
 _STEPS: Final = (
     """
 CREATE TABLE pendrive (
@@ -223,12 +232,13 @@ class Journal:
         receiver = None if entry.receiver is None else str(entry.receiver.name)
         with self._blamed(), self._database:
             self._database.execute("BEGIN IMMEDIATE")
-            number = self._database.execute(
+            sender = str(entry.sender.name)
+            self._database.execute(
                 "INSERT INTO history (time_s, sender, receiver, used_bytes, outcome) VALUES (?, ?, ?, ?, ?)",
-                (self._now(), str(entry.sender.name), receiver, used_bytes, text),
-            ).lastrowid
-            assert number is not None
-            self._database.execute("DELETE FROM history WHERE number <= ?", (number - HISTORY_MAX,))
+                (self._now(), sender, receiver, used_bytes, text),
+            )
+            self._database.execute(_FORGET_OF_ONE, {"sender": sender, "most": HISTORY_OF_ONE_MAX})
+            self._database.execute(_FORGET, {"most": HISTORY_MAX})
 
     def history(self, limit: int = HISTORY_MAX) -> list[Outcome]:
         """The last ``limit`` outcomes, the newest first."""
