@@ -143,11 +143,13 @@ class Disposables:
             _, restored = entry
             try:
                 self._collection.claim(restored.name, label, asker)
-            except NoSuchVm:
-                pass  # it was ended meanwhile
-            else:
                 if not await self._has_ended(restored):
                     return restored
+            except NoSuchVm:
+                pass  # it was ended meanwhile
+            except BaseException:
+                await self._end(restored)  # nobody knows of it any more
+                raise
             await self._end(restored)
         return None
 

@@ -102,10 +102,10 @@ def _booted(home: Home, found: Disk, say: Say) -> tuple[Path, Stage]:
 
 
 @contextlib.asynccontextmanager
-async def _workshop(home: Home) -> AsyncIterator[Machine]:
-    """A machine that is to be saved. Nothing of it is left but what was."""
+async def _workshop(home: Home, stage: Stage) -> AsyncIterator[Machine]:
+    """A machine that is to be saved as ``stage``, in whose folder it is: nothing of it is left but what was, also if we are killed."""
     scratch = partial(tempfile.TemporaryDirectory, prefix="qx-")
-    with scratch(dir=home.cache / "xen") as name, scratch(dir=home.run) as sockets:
+    with scratch(dir=stage.folder) as name, scratch(dir=home.run) as sockets:
         fresh = Machine(Path(name), Path(sockets))
         try:
             yield fresh
@@ -114,7 +114,7 @@ async def _workshop(home: Home) -> AsyncIterator[Machine]:
 
 
 async def _boot(home: Home, found: Disk, parcel: Path, stage: Stage) -> None:
-    async with _workshop(home) as fresh:
+    async with _workshop(home, stage) as fresh:
         await fresh.boot(found, parcel)
         await fresh.command(["sync"])
         await asyncio.sleep(SETTLE_S)
@@ -122,7 +122,7 @@ async def _boot(home: Home, found: Disk, parcel: Path, stage: Stage) -> None:
 
 
 async def _set_up(home: Home, found: Disk, parcel: Path, booted: Stage, stage: Stage) -> None:
-    async with _workshop(home) as fresh:
+    async with _workshop(home, stage) as fresh:
         await fresh.restore(found, parcel, booted, to_save=True)
         await fresh.command(["date", "--set", f"@{time.time():.0f}"])
         await fresh.command(["sh", "-c", _SETUP.read_text(encoding="ascii")], _SETUP_DEADLINE_S)
@@ -131,7 +131,7 @@ async def _set_up(home: Home, found: Disk, parcel: Path, booted: Stage, stage: S
 
 
 def _make_parcel(home: Home, image: Path, editor: Path, say: Say) -> None:
-    with tempfile.TemporaryDirectory(prefix="parcel-", dir=home.cache) as name:
+    with tempfile.TemporaryDirectory(prefix="parcel-", dir=image.parent) as name:
         packed = Path(name)
         (packed / "packages").mkdir()
         (packed / "template").mkdir()

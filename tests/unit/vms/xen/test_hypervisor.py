@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ import pytest
 
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, Slot, VmGone, VmId
-from qfilexchg.dom0.vms.xen import config, hypervisor, loops, nodes, orders
+from qfilexchg.dom0.vms.xen import config, hypervisor, loops, nodes, orders, records
 from qfilexchg.dom0.vms.xen.hypervisor import Xen
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DomainId
@@ -632,3 +632,39 @@ class TestKill:
 
 async def _nothing() -> None:
     return
+
+
+class TestWhileXlLists:
+    """What is compared with its list may be another by the time that it is there."""
+
+    async def test_an_order_that_is_given_anew_is_not_stale(self, begin: Begin) -> None:
+        async with begin() as scene:
+            sender, receiver = await scene.fake.start("work"), await scene.fake.start("personal")
+            image = scene.image("pen.img")
+            with ExitStack() as under_way:
+                first = orders.given(scene.home, image, receiver.id, "xvdh")
+                first.__enter__()
+
+                async def meanwhile() -> None:
+                    await scene.fake.end(receiver)
+                    first.__exit__(None, None, None)
+                    under_way.enter_context(orders.given(scene.home, image, sender.id, "xvdg"))
+
+                scene.fake.before["list"] = meanwhile
+                await scene.xen.running()
+                assert (orders.folder(scene.home) / image.name).exists()
+
+    async def test_the_record_of_the_next_run_stays(self, begin: Begin) -> None:
+        async with begin() as scene:
+            vm = await scene.fake.start("work")
+            with records.making(scene.home, vm.vm.name, vm.uuid, {}) as making:
+                await making.made(scene.store, vm.id)
+            await scene.fake.end(vm)
+            with ExitStack() as under_way:
+
+                async def meanwhile() -> None:
+                    under_way.enter_context(records.making(scene.home, vm.vm.name, vm.uuid, {}))
+
+                scene.fake.before["list"] = meanwhile
+                await scene.xen.release(vm.id)
+                assert records.get(scene.home, vm.uuid) is not None

@@ -20,9 +20,9 @@ from qfilexchg.dom0.vms.machines import AlreadyRunning, Machines
 from qfilexchg.dom0.vms.savefile import Savefile
 from qfilexchg.dom0.vms.template import Template
 from qfilexchg.dom0.vms.toolstack import Basis, BootFailed
-from qfilexchg.dom0.vms.xen import nodes, records
+from qfilexchg.dom0.vms.xen import nodes, records, xl
 from qfilexchg.dom0.vms.xen import toolstack as module
-from qfilexchg.dom0.vms.xen.computer import OVERHEAD_MIB
+from qfilexchg.dom0.vms.xen.computer import OVERHEAD_MIB, Computer
 from qfilexchg.dom0.vms.xen.toolstack import NameInUse, XenToolstack
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
@@ -435,3 +435,34 @@ async def test_when_all_has_ended_nothing_is_left(begin: Begin) -> None:
         await scene.start(scene.app("work"))
         scene.toolstack.clear()
         assert not records.folder(scene.home).exists()
+
+
+async def test_one_that_could_be_neither_woken_nor_ended_is_swept_later(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with begin() as scene:
+        scene.saved.memory.touch()
+        vm = scene.disposable()
+        running = await scene.restore(vm)
+        scene.fake.fails |= {"unpause", "destroy"}
+        with pytest.raises(HypervisorError):
+            await scene.toolstack.wake(running)
+        with pytest.raises(HypervisorError):
+            await scene.toolstack.end(running)
+        scene.fake.fails.clear()
+        ended: list[VmName] = []
+        await scene.anew().sweep(ended.append)
+        assert not scene.fake.domains
+
+
+async def test_memory_that_a_look_at_xen_has_found_missing_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_mib, ended = 500, 0
+
+    async def info() -> xl.Info:
+        return xl.Info(free_mib, frozenset(), "4.17", "dom0_mem=1G", 2, "")
+
+    monkeypatch.setattr(xl, "info", info)
+    computer = Computer(lambda: ended)
+    with computer.promised(200):
+        free_mib -= 200 + OVERHEAD_MIB
+        ended += 1  # of another VM, so Xen is asked anew
+        await computer.memory()
+    assert (await computer.memory()).available_mib == free_mib

@@ -53,11 +53,12 @@ class Computer:
     @contextlib.contextmanager
     def promised(self, memory_mib: int) -> Iterator[None]:
         """A VM of this size is being made."""
-        needed_mib = memory_mib + OVERHEAD_MIB
+        needed_mib, looked = memory_mib + OVERHEAD_MIB, self._looked
         self._making_mib += needed_mib
         try:
             yield
-            self._available_mib -= needed_mib
+            if self._looked == looked:  # else what Xen has left is without it
+                self._available_mib -= needed_mib
         finally:
             self._making_mib -= needed_mib
 

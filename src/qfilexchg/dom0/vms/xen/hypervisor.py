@@ -255,7 +255,8 @@ class Xen:
         if ended:
             there = {listed.id for listed in await xl.list_domains()}
             for record in ended:
-                if VmId(domain, record.uuid) not in there:
+                # Read again: by now it may be of the same VM's next run.
+                if VmId(domain, record.uuid) not in there and records.get(self._home, record.uuid) == record:
                     self.forget(record)
 
     def forget(self, record: Record) -> None:

@@ -52,6 +52,6 @@ def left(home: Home) -> dict[Path, DomainId | None]:
 
 def remove_stale(home: Home, orders: dict[Path, DomainId | None], domains: Collection[DomainId]) -> None:
     """Remove those of ``orders`` that a daemon left which was killed. ``domains`` are all that there are, asked for after the orders."""
-    for order, domain in orders.items():
+    for order, domain in orders.items() & left(home).items():  # one that has been given anew since is not stale
         if (domain is not None and domain not in domains) or not (home.spool / order.name).exists():
             order.unlink(missing_ok=True)

@@ -197,7 +197,7 @@ class XenToolstack:
             async def has_ended() -> bool:
                 return not await nodes.is_run(store, vm)
 
-            if await has_ended() or deadline_s <= 0:
+            if deadline_s <= 0:
                 return await has_ended()
             try:
                 async with asyncio.timeout(deadline_s):
@@ -238,10 +238,10 @@ class XenToolstack:
         return any(found.paused for found in await xl.list_domains() if found.id == vm)
 
     async def end(self, vm: RunningVm) -> None:
+        self._let_go(vm.id.uuid)  # whatever comes of it: who sweeps may end it too
         await self._xen.kill(vm.id)
         if record := records.get(self._home, vm.id.uuid):
             self._xen.forget(record)
-        self._let_go(vm.id.uuid)
 
     async def sweep(self, ended: Callable[[VmName], None]) -> None:
         """xl destroys a VM of ours when it has ended; where its process is gone too, we do.
