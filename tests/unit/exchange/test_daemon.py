@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -309,7 +310,9 @@ class TestRefusals:
             work = await here.start("work")
             await here.start("personal")
             await work.last("new")
+            begun_s = time.monotonic()
             assert await work.last("send personal") == "denied"
+            assert time.monotonic() - begun_s >= module.REFUSED_S, "one that asks on and on is slowed down"
 
     async def test_nobody_can_be_asked(self, tmp_path: Path) -> None:
         async with host(tmp_path) as here:
