@@ -20,6 +20,9 @@ SOCKET_PATH_MAX = 107
 """Bytes that fit into sockaddr_un.sun_path beside its NUL (unix(7))."""
 _LONGEST_SOCKET = "domain/32751/run.0.socket"
 
+VOLATILE = "volatile.img"
+"""The disk to which a DisposableVM writes, in its folder."""
+
 XEN_DATA = Path("/var/lib/qfilexchg")
 XEN_RUN = Path("/run/qfilexchg")
 XEN_CACHE = Path("/var/cache/qfilexchg")
@@ -163,9 +166,18 @@ class Home:
         """A link to the template, in the cache, that this home's VMs boot from."""
         return self.data / "template"
 
+    @property
+    def vms(self) -> Path:
+        """A folder for each VM that is not somebody else's."""
+        return self.data / "vms"
+
     def vm(self, name: VmName) -> Path:
         """What a VM keeps: its private disk and its logs."""
-        return self.data / "vms" / name
+        return self.vms / name
+
+    def volatile(self, name: VmName) -> Path:
+        """The disk to which a DisposableVM writes."""
+        return self.vm(name) / VOLATILE
 
     @property
     def savefiles(self) -> Path:

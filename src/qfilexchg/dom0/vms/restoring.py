@@ -32,9 +32,8 @@ async def restore(
     """
     vm = collection.add_new_disposablevm(label, made_of.memory_mib, asker=asker, preloaded=preloaded)
     try:
-        folder = home.vm(vm.name)
-        folder.mkdir(mode=0o700, parents=True)
-        disk = folder / "volatile.img"
+        home.vm(vm.name).mkdir(mode=0o700, parents=True)
+        disk = home.volatile(vm.name)
         await programs.run("cp", "--sparse=always", "--", str(saved.disk), str(disk), deadline_s=_COPY_DEADLINE_S)
         return await toolstack.restore(vm, disk, saved, made_of)
     except BaseException:

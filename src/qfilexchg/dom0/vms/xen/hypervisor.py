@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from qfilexchg.dom0.home import Home
+from qfilexchg.dom0.home import VOLATILE, Home
 from qfilexchg.dom0.vms.hypervisor import HypervisorError, RunningVm, Slot, VmGone, VmId
 from qfilexchg.dom0.vms.xen import config, nodes, orders, records, xl
 from qfilexchg.dom0.vms.xen.loops import LoopDevices
@@ -41,8 +41,6 @@ QUERY_DEADLINE_S = 30.0
 LOGS = Path("/var/log/xen")
 _LOGS_KEPT = 10
 """xl renames the log of an earlier VM of the same name so often, and then drops it."""
-
-_VOLATILE = "volatile.img"
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +160,10 @@ class Xen:
         Of what else lies below the home's data only the disks of DisposableVMs are ours to free: that is done here, and not waited for.
         """
         # The devices first: a backend is there before its device is bound, so none that is being attached looks forgotten.
-        spool, vms = _real(self._home.spool), _real(self._home.data) / "vms"
+        spool, vms = _real(self._home.spool), _real(self._home.vms)
         bound = self._loops.bound()
         pendrives = {image for image in bound.values() if image.parent == spool}
-        volatile = {device: image for device, image in bound.items() if image.name == _VOLATILE and image.parent.parent == vms}
+        volatile = {device: image for device, image in bound.items() if image.name == VOLATILE and image.parent.parent == vms}
         if not pendrives and not volatile:
             return set()
         held = {self._real_of_ours(image) for _, image in await nodes.images(store)}
