@@ -80,7 +80,9 @@ class Desk:
                 "XDG_RUNTIME_DIR": str(home),
             }
             read, write = os.pipe()
-            screen = ["Xvfb", "-displayfd", str(write), "-screen", "0", f"{SCREEN_WIDTH}x{SCREEN_HEIGHT}x24", "-nolisten", "tcp"]
+            # Without -noreset it starts anew when its only client goes, and one that is just coming is turned away.
+            size = f"{SCREEN_WIDTH}x{SCREEN_HEIGHT}x24"
+            screen = ["Xvfb", "-displayfd", str(write), "-noreset", "-screen", "0", size, "-nolisten", "tcp"]
             stack.enter_context(_running(screen, pass_fds=[write], stderr=subprocess.DEVNULL))
             os.close(write)
             with os.fdopen(read) as told:
