@@ -283,6 +283,19 @@ class TestSeveral:
             desk.does_not_see(f"{document.name} was not changed")
         assert ended(window) == 0
 
+    @pytest.mark.parametrize("key", ["space", "Return"])
+    def test_the_window_of_the_next_does_not_take_the_keyboard(self, desk: Desk, vm: Vm, documents: list[Path], key: str) -> None:
+        start(vm, *documents)
+        desk.sees("Opening first.pdf in a DisposableVM")
+        with desk.letter() as letter:
+            hand_over(vm)
+            desk.sees("Opening second.pdf in a DisposableVM")
+            desk.waits(SETTLED_S)
+            desk.sees(letter.name, letter.role, "ACTIVE")
+            desk.press(key)
+            desk.waits(SETTLED_S)
+            desk.sees("Asking dom0 for a pendrive…\n1 more to open after this.")
+
     def test_one_that_cannot_be_opened_does_not_stop_the_others(self, desk: Desk, vm: Vm, documents: list[Path]) -> None:
         start(vm, vm.outgoing, *documents)
         desk.sees("outgoing cannot be opened in a DisposableVM")

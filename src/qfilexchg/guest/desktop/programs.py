@@ -35,13 +35,13 @@ def can_show() -> bool:
 
 
 class Shown:
-    """A run of a tool and its window."""
+    """A run of a tool and its window, which the person waits for unless it comes ``by_itself``."""
 
-    def __init__(self, program: Program, title: str) -> None:
+    def __init__(self, program: Program, title: str, *, by_itself: bool = False) -> None:
         self._program = program
         self._running: Running | None = None
         self.showing: Showing | None = None
-        self.window = ProgressWindow(title, self._cancel, self._keep, self._close, self.retry)
+        self.window = ProgressWindow(title, self._cancel, self._keep, self._close, self.retry, by_itself=by_itself)
         program.windows.append(self)
 
     def refuse(self, why: str) -> None:
@@ -184,13 +184,13 @@ class OpenInDvm(Program):
 
     def begin(self) -> None:
         self._waiting = self.local(self._arguments, OPEN_TITLE)
-        self.next()
+        self.next(by_itself=False)
 
-    def next(self) -> None:
-        """Open the next document, if there is one."""
+    def next(self, *, by_itself: bool = True) -> None:
+        """Open the next document, if there is one. Only the first is what the person is waiting for."""
         if self._waiting:
             path = self._waiting.pop(0)
-            _Opened(self).start(path, len(self._waiting))
+            _Opened(self, by_itself=by_itself).start(path, len(self._waiting))
 
     def stop(self) -> int:
         """Open no more; how many would have followed."""
@@ -204,8 +204,8 @@ class OpenInDvm(Program):
 
 
 class _Opened(Shown):
-    def __init__(self, program: OpenInDvm) -> None:
-        super().__init__(program, OPEN_TITLE)
+    def __init__(self, program: OpenInDvm, *, by_itself: bool) -> None:
+        super().__init__(program, OPEN_TITLE, by_itself=by_itself)
         self._opener = program
         self._followed = False
 

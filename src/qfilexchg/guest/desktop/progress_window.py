@@ -24,10 +24,17 @@ OFFERS: Final = {SKIP: "_Leave these out", ARCHIVE: "_Pack all into one tar file
 
 class ProgressWindow:
     """``cancel`` is called when the person wants it to end, ``keep`` when they were asked again and do not, ``close`` when they have done
-    with the window, ``retry`` with an offer."""
+    with the window, ``retry`` with an offer. One that comes ``by_itself`` leaves the keyboard where it is."""
 
     def __init__(
-        self, title: str, cancel: Callable[[], None], keep: Callable[[], None], close: Callable[[], None], retry: Callable[[str], None]
+        self,
+        title: str,
+        cancel: Callable[[], None],
+        keep: Callable[[], None],
+        close: Callable[[], None],
+        retry: Callable[[str], None],
+        *,
+        by_itself: bool,
     ) -> None:
         self._cancel = cancel
         self._keep = keep
@@ -39,6 +46,7 @@ class ProgressWindow:
         window = self._window = Gtk.Window(title=title, resizable=False, type_hint=Gdk.WindowTypeHint.NORMAL)
         window.set_position(Gtk.WindowPosition.CENTER)
         window.set_icon_name("document-send")
+        window.set_focus_on_map(not by_itself)
         window.connect("delete-event", self._leave)
         window.connect("key-press-event", self._key)
 
@@ -92,7 +100,8 @@ class ProgressWindow:
             self._ended(view)
         if before is None:
             self._window.show()
-            self._window.present_with_time(Gdk.CURRENT_TIME)
+            if self._window.get_focus_on_map():
+                self._window.present_with_time(Gdk.CURRENT_TIME)
         elif view.aside and not before.aside:
             self._keep_aside()
         elif (before.aside and not view.aside) or (ends and self._is_icon()):
