@@ -174,6 +174,11 @@ class Desk:
         self.waits(after_s)
         self._ask({"do": "picture", "path": str(self.picture_path(name))})
 
+    def colours(self) -> dict[bytes, int]:
+        """Those that cover most of the screen, in three bytes each, and how many pixels."""
+        found = self._ask({"do": "colours"})
+        return {bytes.fromhex(colour): count for colour, count in found.items()} if isinstance(found, dict) else {}
+
     def picture_path(self, name: str) -> Path:
         return OUT / f"{name}.png"
 

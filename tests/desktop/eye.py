@@ -1,15 +1,16 @@
 """What a person at the screen sees, for tests: run by Debian's Python, which has GTK, as the tests' own has not.
 
 One JSON object a line comes in, one goes out: ``{"do": "look"}`` lists every widget that assistive technology is told of, with its place
-on the screen; ``{"do": "picture", "path": …}`` saves the whole screen; ``{"do": "letter", "open": …}`` opens or closes another window,
-in which a person might be writing; ``{"do": "pointed"}`` tells what has got the focus since it was last asked, or has come under the
-mouse in a menu: Qt lists none of its menus.
+on the screen; ``{"do": "picture", "path": …}`` saves the whole screen; ``{"do": "colours"}`` tells which ones cover most of it;
+``{"do": "letter", "open": …}`` opens or closes another window, in which a person might be writing; ``{"do": "pointed"}`` tells what has
+got the focus since it was last asked, or has come under the mouse in a menu: Qt lists none of its menus.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 import gi  # type: ignore[import-not-found]
@@ -20,6 +21,7 @@ gi.require_version("Gtk", "3.0")
 from gi.repository import Atspi, Gdk, GLib, Gtk  # type: ignore[import-not-found]  # noqa: E402
 
 STATES = ("FOCUSED", "SENSITIVE", "SHOWING", "ACTIVE", "CHECKED", "IS_DEFAULT")
+COLOURS = 20
 
 
 class Eye:
@@ -38,8 +40,11 @@ class Eye:
             case "look":
                 return [node for application in children(Atspi.get_desktop(0)) for node in walk(application, application.get_name())]
             case "picture":
-                root = Gdk.get_default_root_window()
-                Gdk.pixbuf_get_from_window(root, 0, 0, root.get_width(), root.get_height()).savev(request["path"], "png", [], [])
+                screen().savev(request["path"], "png", [], [])
+            case "colours":
+                pixels = screen().get_pixels()
+                counted = Counter(pixels[at : at + 3] for at in range(0, len(pixels), 3))
+                return {colour.hex(): count for colour, count in counted.most_common(COLOURS)}
             case "pointed":
                 pointed, self._pointed = self._pointed, None
                 return pointed
@@ -59,6 +64,11 @@ class Eye:
             self._letter.move(20, 20)
             self._letter.show_all()
             self._letter.present()
+
+
+def screen() -> Any:
+    root = Gdk.get_default_root_window()
+    return Gdk.pixbuf_get_from_window(root, 0, 0, root.get_width(), root.get_height())
 
 
 def children(node: Any) -> list[Any]:

@@ -297,6 +297,18 @@ class TestWhatAPendriveCannotHold:
         assert vm.asks_nothing()
 
 
+def test_assistive_technology_is_told_of_everything(desk: Desk, vm: Vm, report: Path) -> None:
+    vm.knows("personal")
+    start(vm, report)
+    for part in (FIELD, "VMs used before", "personal", "Cancel", "Send"):
+        desk.sees(part)
+    desk.types("personal")
+    desk.press("Return")
+    for part in ("Sending report.pdf to personal", "Progress", "Cancel"):
+        desk.sees(part)
+    assert not [widget for widget in desk.look() if widget.role in ("push button", "progress bar", "text") and not widget.name]
+
+
 @pytest.mark.parametrize("thing", ["trash:///old.txt", "smb://server/share/file", "file:///a%00b"])
 def test_what_is_no_file_of_this_vm_is_refused(desk: Desk, vm: Vm, report: Path, thing: str) -> None:
     window = start(vm, report, thing)

@@ -248,6 +248,23 @@ class TestLooks:
         desk.click(desk.sees("Deny", "push button"))
         assert agent.hears() == Answer(1, False)
 
+    def test_at_200_percent_type_is_twice_as_large(self, desk: Desk, start: Start) -> None:
+        heights = []
+        for scale in ("1", "2"):
+            agent = start(GDK_DPI_SCALE=scale)
+            agent.say(QUESTION)
+            heights.append(desk.sees("Size", "label").place[3])
+            agent.say(Withdraw(1))
+            desk.does_not_see("Size")
+        assert heights[1] > 1.8 * heights[0]
+
+    @pytest.mark.parametrize(("theme", "is_dark"), [("Adwaita", False), ("Adwaita:dark", True)])
+    def test_it_is_as_dark_as_the_desktop(self, desk: Desk, start: Start, theme: str, is_dark: bool) -> None:
+        start(GTK_THEME=theme).say(QUESTION)
+        allow(desk)
+        ground = next(colour for colour in desk.colours() if any(colour))  # the desk itself is black
+        assert (max(ground) < 0x80) is is_dark
+
     def test_assistive_technology_is_told_of_everything(self, desk: Desk, start: Start) -> None:
         start().say(QUESTION)
         desk.sees(HEADING, "alert", "ACTIVE")
