@@ -1,4 +1,5 @@
-"""``bin/.setup``, which ./quickstart and ./test begin with, on hosts that a test describes by stand-ins for the host's programs."""
+"""Scripts on hosts that a test describes by stand-ins for the host's programs: ``bin/.setup``, which ./quickstart and ./test begin with,
+and ``agent-window``, by which a session starts its agent."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ TOP = Path(__file__).resolve().parents[2]
 
 
 class Host:
-    """A host whose every program is a script of a line or two; ``called`` are the changes that were made to it."""
+    """A host whose every program is a script of a line or two; ``called`` are those that were noted, in their order."""
 
     def __init__(self, folder: Path) -> None:
         self._programs = folder / "bin"
@@ -22,19 +23,25 @@ class Host:
         self.program("id", "echo 1000")
         known = 'here) echo "install ok installed" ;; removed) echo "deinstall ok config-files" ;; *) exit 1 ;;'
         self.program("dpkg-query", f"case $3 in {known} esac")
-        self.program("apt-get", f'echo "apt-get $*" >>{self._called}')
+        self.noted("apt-get")
 
     def program(self, name: str, script: str) -> None:
         file = self._programs / name
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
 
+    def noted(self, name: str, script: str = "") -> None:
+        """A program whose calls are noted."""
+        self.program(name, f'echo "{name} $*" >>{self._called}\n{script}')
+
+    def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Without a terminal."""
+        environment["PATH"] = str(self._programs)
+        return subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+
     def need(self, *packages: str) -> subprocess.CompletedProcess[str]:
-        """What a script does that needs ``packages``, without a terminal."""
-        script = f"set -eu; . {TOP}/bin/.setup; need_packages {' '.join(packages)}"
-        argv = ("/bin/sh", "-c", script)
-        environment = {"PATH": str(self._programs)}
-        return subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        """What a script does that needs ``packages``."""
+        return self.run("/bin/sh", "-c", f"set -eu; . {TOP}/bin/.setup; need_packages {' '.join(packages)}")
 
     @property
     def called(self) -> list[str]:
@@ -89,3 +96,35 @@ def test_quickstart_asks_for_yes_where_there_is_no_terminal_before_it_does_anyth
 def test_the_scripts_have_a_help(script: str, options: tuple[str, ...]) -> None:
     done = subprocess.run([TOP / script, "--help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: ./") and all(option in done.stdout for option in options)
+
+
+class TestAgentWindow:
+    @pytest.fixture
+    def dom0(self, host: Host) -> Host:
+        host.program("grep", "exit 0")
+        host.program("id", "echo 0")
+        host.noted("qfilexchg-agent")
+        host.noted("sleep")
+        return host
+
+    def start(self, dom0: Host) -> None:
+        done = dom0.run(str(TOP / "packaging/dom0/libexec/agent-window"), DISPLAY=":0")
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_asks_at_once_where_there_is_no_gui_daemon_to_come(self, dom0: Host) -> None:
+        self.start(dom0)
+        assert dom0.called == ["qfilexchg-agent "]
+
+    def test_waits_on_qubes_for_the_first_gui_daemon(self, dom0: Host, tmp_path: Path) -> None:
+        runs = tmp_path / "runs"
+        dom0.program("qubes_guid", "exit 1")
+        dom0.program("pgrep", f'test "$*" = "-x qubes_guid" -a -e {runs}')
+        dom0.noted("sleep", f": >{runs}")
+        self.start(dom0)
+        assert dom0.called == ["sleep 5", "qfilexchg-agent "]
+
+    def test_asks_also_where_no_gui_daemon_ever_runs(self, dom0: Host) -> None:
+        dom0.program("qubes_guid", "exit 1")
+        dom0.program("pgrep", "exit 1")
+        self.start(dom0)
+        assert dom0.called == ["sleep 5"] * 12 + ["qfilexchg-agent "]
