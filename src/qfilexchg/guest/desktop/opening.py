@@ -15,6 +15,7 @@ class Opening(Showing):
     """A document in a DisposableVM."""
 
     tool = "qvm-open-in-dvm"
+    doing = "Opening {name} in a DisposableVM"
     ends: ClassVar[Ends] = {
         outcome.DONE: (End.GOOD, "{name} has come back changed"),
         outcome.BROKEN: (End.BAD, "{name}: something failed"),
@@ -39,8 +40,7 @@ class Opening(Showing):
 
     def __init__(self, path: str, waiting: int = 0) -> None:
         """``waiting`` more documents are to be opened after this."""
-        super().__init__()
-        self._name = things([path])
+        super().__init__(name=things([path]))
         self._whole_name = printable(os.path.basename(path))
         self._waiting = waiting
 
@@ -60,12 +60,9 @@ class Opening(Showing):
             self._notes.append("1 more document was not opened." if count == 1 else f"{count} more documents were not opened.")
 
     def _heading(self) -> str:
-        if self._stage in self._RETURNING:
-            return f"{self._name} comes back"
-        return f"{self._name} is open in a DisposableVM" if self._stage == "open" else f"Opening {self._name} in a DisposableVM"
-
-    def _filled(self, heading: str) -> str:
-        return heading.format(name=self._name)
+        if self._stage == "open":
+            return self._filled("{name} is open in a DisposableVM")
+        return self._filled("{name} comes back") if self._stage in self._RETURNING else super()._heading()
 
     def _now(self) -> str:
         if self._confirming:
@@ -97,5 +94,5 @@ class Opening(Showing):
         if self._status != outcome.DONE:
             return view
         if self._stage == "unchanged":
-            view = replace(view, heading=f"{self._name} was not changed")
+            view = replace(view, heading=self._filled("{name} was not changed"))
         return replace(view, closes_s=None if view.notes else END_S)

@@ -18,6 +18,7 @@ class Sending(Showing):
     """Files and folders on their way to a VM, sent with these options."""
 
     tool = "qvm-copy-to-vm"
+    doing = "Sending {what} to {target}"
     ends: ClassVar[Ends] = {
         outcome.DONE: (End.GOOD, "Sent to {target}"),
         outcome.BROKEN: (End.BAD, "Not sent: something failed"),
@@ -29,16 +30,8 @@ class Sending(Showing):
     }
 
     def __init__(self, paths: Sequence[str], target: VmName, options: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._what = things(paths)
-        self._target = target
+        super().__init__(what=things(paths), target=target)
         self._options = options
-
-    def _heading(self) -> str:
-        return f"Sending {self._what} to {self._target}"
-
-    def _filled(self, heading: str) -> str:
-        return heading.format(target=self._target)
 
     def _end(self) -> View:
         view = super()._end()
@@ -46,7 +39,7 @@ class Sending(Showing):
         if self._status == outcome.DONE:
             if not problems:
                 return replace(view, text=self._text)
-            return replace(view, end=End.PARTLY, heading=f"Sent to {self._target}, but not everything", text=self._text, problems=problems)
+            return replace(view, end=End.PARTLY, heading=f"{view.heading}, but not everything", text=self._text, problems=problems)
         if self._status != outcome.CANNOT_BE_HELD:
             return view
         offers = [SKIP] if problems and not self._left_out else []

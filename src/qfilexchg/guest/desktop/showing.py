@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -38,7 +37,7 @@ class End(Enum):
 
 
 Ends = Mapping[int, tuple[End, str]]
-"""For each exit status of a tool what it means, and its heading."""
+"""For each exit status of a tool what it means, and its heading with a place for each name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +72,16 @@ class View:
     """Seconds after which the window goes by itself."""
 
 
-class Showing(ABC):
-    """One run of a tool."""
+class Showing:
+    """One run of a tool. ``names`` are those in its headings, fit to be shown."""
 
-    ends: ClassVar[Ends]
     tool: ClassVar[str]
+    doing: ClassVar[str]
+    """The heading while it runs."""
+    ends: ClassVar[Ends]
 
-    def __init__(self) -> None:
+    def __init__(self, **names: str) -> None:
+        self._names = names
         self._stage = ""
         self._text = ""
         self._counted: tuple[int, int, int, int, float | None] | None = None
@@ -199,13 +201,11 @@ class Showing(ABC):
     def _begins_with_a_name(self) -> tuple[str, ...]:
         return ("/",)
 
-    @abstractmethod
     def _heading(self) -> str:
-        """What is being done, while it is."""
+        return self._filled(self.doing)
 
-    @abstractmethod
     def _filled(self, heading: str) -> str:
-        """An end's heading, with the names that belong into it."""
+        return heading.format(**self._names)
 
     def _now(self) -> str:
         return self._text or "Starting…"
@@ -226,17 +226,11 @@ class Showing(ABC):
 class Refused(Showing):
     """Something that was not even begun."""
 
-    ends: ClassVar[Ends] = {outcome.BROKEN: (End.NO, "")}
+    ends: ClassVar[Ends] = {outcome.BROKEN: (End.NO, "This cannot be done")}
 
     def __init__(self, why: str) -> None:
         super().__init__()
         self._status, self._why = outcome.BROKEN, why
-
-    def _heading(self) -> str:
-        return "This cannot be done"
-
-    def _filled(self, heading: str) -> str:
-        return self._heading()
 
 
 def things(paths: Sequence[str]) -> str:
