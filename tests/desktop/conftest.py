@@ -103,6 +103,13 @@ def vm(desk: Desk, store: Path) -> Iterator[Vm]:
         yield vm
 
 
+@pytest.fixture
+def report(vm: Vm) -> Path:
+    file = vm.folder / "report.pdf"
+    file.write_bytes(b"content")
+    return file
+
+
 Start = Callable[..., Agent]
 
 

@@ -10,8 +10,8 @@ import pytest
 from qfilexchg.guest import outcome
 from qfilexchg.guest.sequence import BESIDE, REPLACED, Outcome, book_in
 from tests.desktop.desk import Desk, until
-from tests.desktop.test_sending import DRAWN_S, close, ended
 from tests.desktop.vm import Vm
+from tests.desktop.windows import ASKING, DRAWN_S, cancel, close, ended, until_asked
 
 REALLY = "What was changed there will be lost. Press again to end the DisposableVM, or Escape to keep it."
 TITLE = "Open in DisposableVM"
@@ -19,13 +19,6 @@ SETTLED_S = 0.5
 """The window manager has decided by then which window has the keyboard."""
 OPENING = "Opening report.pdf in a DisposableVM"
 OPEN = "report.pdf is open in a DisposableVM"
-
-
-@pytest.fixture
-def report(vm: Vm) -> Path:
-    file = vm.folder / "report.pdf"
-    file.write_bytes(b"content")
-    return file
 
 
 def start(vm: Vm, *files: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -63,10 +56,7 @@ class TestStages:
         window = start(vm, report)
         desk.sees(OPENING)
         desk.sees("Asking dom0 for a pendrive…")
-        vm.attaches()
-        request = vm.takes("send")
-        vm.replies(request, "asking")
-        desk.sees("Waiting for an answer in dom0…")
+        request = until_asked(desk, vm)
         desk.picture("o1-asking", DRAWN_S)
         vm.replies(request, "accepted", "preparing")
         desk.sees("The savefile of the DisposableVMs is being made first. This takes a while…")
@@ -177,14 +167,8 @@ class TestCancel:
     @pytest.mark.parametrize("way", ["Cancel", "Escape"])
     def test_before_it_is_open(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
         start(vm, report)
-        vm.attaches()
-        vm.replies(vm.takes("send"), "asking")
-        desk.sees("Waiting for an answer in dom0…")
-        if way == "Cancel":
-            desk.clicks("Cancel", "push button", "SENSITIVE")
-        else:
-            desk.sees("Cancel", "push button", "FOCUSED")
-            desk.press(way)
+        until_asked(desk, vm)
+        cancel(desk, way)
         vm.takes_back()
         desk.sees("Cancelled: report.pdf is as it was")
 
@@ -304,13 +288,9 @@ class TestSeveral:
     @pytest.mark.parametrize("end", ["denied", "cancelled"])
     def test_a_no_stops_those_that_wait(self, desk: Desk, vm: Vm, documents: list[Path], end: str) -> None:
         window = start(vm, *documents)
-        vm.attaches()
-        request = vm.takes("send")
+        request = until_asked(desk, vm, f"{ASKING}\n2 more to open after this.")
         if end == "cancelled":
-            vm.replies(request, "asking")
-            desk.sees("Waiting for an answer in dom0…\n2 more to open after this.")
-            desk.sees("Cancel", "push button", "FOCUSED")
-            desk.press("Escape")
+            cancel(desk, "Escape")
         else:
             vm.replies(request, "denied")
         vm.takes_back()
@@ -322,12 +302,8 @@ class TestSeveral:
 
     def test_a_cancel_that_comes_too_late_stops_those_that_wait_all_the_same(self, desk: Desk, vm: Vm, documents: list[Path]) -> None:
         window = start(vm, *documents)
-        vm.attaches()
-        send = vm.takes("send")
-        vm.replies(send, "asking")
-        desk.sees("Waiting for an answer in dom0…\n2 more to open after this.")
-        desk.sees("Cancel", "push button", "FOCUSED")
-        desk.press("Escape")
+        send = until_asked(desk, vm, f"{ASKING}\n2 more to open after this.")
+        cancel(desk, "Escape")
         vm.replies(vm.takes("cancel"), "failed", "busy")
         vm.takes_again(send)
         vm.delivers(send)

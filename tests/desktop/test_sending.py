@@ -12,19 +12,11 @@ import pytest
 from qfilexchg.guest import outcome
 from tests.desktop.desk import DEADLINE_S, SCREEN_HEIGHT, SCREEN_WIDTH, Desk, until
 from tests.desktop.vm import Vm
+from tests.desktop.windows import ASKING, DRAWN_S, cancel, close, ended, until_asked
 
 FIELD = "Name of the VM"
-ASKING = "Waiting for an answer in dom0…"
-DRAWN_S = 0.25
 CANCELLED = "Cancelled: nothing was sent"
 PASSAGE_HEIGHT = 140
-
-
-@pytest.fixture
-def report(vm: Vm) -> Path:
-    file = vm.folder / "report.pdf"
-    file.write_bytes(b"content")
-    return file
 
 
 def start(vm: Vm, *files: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -38,19 +30,6 @@ def send_to_personal(desk: Desk, vm: Vm, *files: str | Path, **environment: str)
     desk.types("personal")
     desk.press("Return")
     return window
-
-
-def close(desk: Desk) -> None:
-    """The person has read how it ended."""
-    desk.sees("Close", "push button", "FOCUSED")
-    desk.press("Return")
-
-
-def ended(window: subprocess.Popen[str]) -> int:
-    """Its exit status; it has complained of nothing."""
-    _, said = window.communicate(timeout=DEADLINE_S)
-    assert said == ""
-    return window.returncode
 
 
 class TestDestination:
@@ -181,15 +160,12 @@ class TestCancel:
     @pytest.mark.parametrize("way", ["Cancel", "alt+F4"])
     def test_while_dom0_asks(self, desk: Desk, vm: Vm, report: Path, way: str) -> None:
         window = send_to_personal(desk, vm, report)
-        vm.attaches()
-        request = vm.takes("send")
-        vm.replies(request, "asking")
-        desk.sees(ASKING)
-        self.cancel(desk, way)
-        cancel = vm.takes("cancel")
+        request = until_asked(desk, vm)
+        cancel(desk, way)
+        taking_back = vm.takes("cancel")
         vm.detaches()
         vm.replies(request, "cancelled")
-        vm.replies(cancel, "cancelled")
+        vm.replies(taking_back, "cancelled")
         desk.sees(CANCELLED)
         desk.picture("s10-cancelled", DRAWN_S)
         close(desk)
@@ -199,7 +175,7 @@ class TestCancel:
         send_to_personal(desk, vm, report)
         desk.sees("Asking dom0 for a pendrive…")
         new = vm.takes("new")
-        self.cancel(desk)
+        cancel(desk)
         vm.takes_again(new)
         vm.attach()
         vm.replies(new, "attached")
@@ -212,7 +188,7 @@ class TestCancel:
         send_to_personal(desk, vm, large, SLOW_S="0.05")
         vm.attaches()
         desk.sees("Copying…")
-        self.cancel(desk)
+        cancel(desk)
         vm.takes_back()
         desk.sees(CANCELLED)
 
@@ -222,7 +198,7 @@ class TestCancel:
         request = vm.takes("send")
         vm.replies(request, "queued")
         desk.sees("Allowed; waiting until personal is done with its last pendrive…")
-        self.cancel(desk)
+        cancel(desk)
         vm.takes_back()
         desk.sees(CANCELLED)
 
@@ -232,7 +208,7 @@ class TestCancel:
         request = vm.takes("send")
         vm.replies(request, "accepted")
         desk.sees("Allowed; the pendrive is on its way…")
-        self.cancel(desk)
+        cancel(desk)
         vm.replies(vm.takes("cancel"), "failed", "leaving")
         vm.takes_again(request)
         vm.delivers(request)
@@ -242,18 +218,9 @@ class TestCancel:
 
     def test_the_end_of_the_window_takes_the_pendrive_back(self, desk: Desk, vm: Vm, report: Path) -> None:
         window = send_to_personal(desk, vm, report)
-        vm.attaches()
-        vm.replies(vm.takes("send"), "asking")
-        desk.sees(ASKING)
+        until_asked(desk, vm)
         window.kill()
         vm.takes_back()
-
-    def cancel(self, desk: Desk, way: str = "Cancel") -> None:
-        if way == "Cancel":
-            desk.clicks("Cancel", "push button", "SENSITIVE")
-        else:
-            desk.sees("Cancel", "push button", "FOCUSED")
-            desk.press(way)
 
 
 class TestWhatAPendriveCannotHold:
