@@ -10,6 +10,7 @@ import pytest
 
 from qfilexchg.dom0 import viewer
 from qfilexchg.dom0.consent.protocol import Screen
+from qfilexchg.dom0.viewer import NoViewer
 from qfilexchg.protocol.names import VmName
 from tests.desktop.conftest import Start
 from tests.desktop.desk import DEADLINE_S, Desk, until
@@ -45,6 +46,12 @@ def test_it_bears_the_vms_name_and_goes_with_the_vm(desk: Desk, machine: Machine
     process.kill()
     assert window.wait(DEADLINE_S) is not None
     until(lambda: not titles(desk), "the window is gone, and nothing in its place")
+
+
+def test_a_display_that_it_cannot_use_is_told_to_who_waits_for_it(desk: Desk, machine: Machine) -> None:
+    _, socket = machine
+    with pytest.raises(NoViewer, match=f"cannot use the display :nowhere; .* {socket}$"):
+        viewer.show(socket, desk.environment | {"DISPLAY": ":nowhere"})
 
 
 def test_two_may_look_at_one_screen(desk: Desk, machine: Machine) -> None:

@@ -44,6 +44,13 @@ def test_without_a_viewer_its_package_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert why and viewer.PACKAGE in why and str(SOCKET) in why
 
 
+def test_one_that_ends_at_once_with_a_failure_is_told_to_who_waits_for_it(said: Path) -> None:
+    viewer.show(SOCKET)
+    said.with_name(viewer.PROGRAM).write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(NoViewer, match=f"cannot use the display :99; .* {SOCKET}$"):
+        viewer.show(SOCKET)
+
+
 def test_an_agent_lets_go_of_the_windows_that_were_closed(said: Path) -> None:
     viewers = Viewers()
     assert viewers.open(SOCKET) is viewers.open(SOCKET) is None

@@ -6,6 +6,7 @@ clipboard is cut off from the person's, and it neither resizes the VM's screen n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from qfilexchg.errors import HostError
 
 PROGRAM: Final = "xtigervncviewer"
 PACKAGE: Final = "tigervnc-viewer"
+BREAKS_WITHIN_S: Final = 0.5
+"""A viewer that cannot use the display ends at once."""
 _SETTINGS: Final = (
     *("-AcceptClipboard=0", "-SendClipboard=0", "-SetPrimary=0", "-SendPrimary=0"),
     *("-SecurityTypes=None", "-Shared=1", "-RemoteResize=0"),
@@ -53,6 +56,14 @@ def start(socket: Path, environment: Mapping[str, str] = os.environ) -> subproce
     return subprocess.Popen(
         [path, *_SETTINGS, str(socket)], env=environment, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
     )
+
+
+def show(socket: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Open the screen as :func:`start` does, for somebody who waits for it: also what the viewer itself cannot do is said."""
+    viewer = start(socket, environment)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if viewer.wait(BREAKS_WITHIN_S):
+            raise NoViewer(socket, f"{PROGRAM} cannot use the display {environment['DISPLAY']}")
 
 
 class Viewers:

@@ -34,7 +34,7 @@ class Scene:
         self.runs = False
         self.started = 0
         self.shown: list[Path] = []
-        patch.setattr(viewer, "start", self.shown.append)
+        patch.setattr(viewer, "show", self.shown.append)
         patch.setattr(Machines, "screen", self._screen)
         patch.setattr(Machines, "start", self._start)
 

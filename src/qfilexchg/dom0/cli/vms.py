@@ -68,7 +68,7 @@ async def _start_with_screen(machines: Machines, name: VmName) -> None:
         machines.require_screen()
         await machines.start(name, _say)
         socket = await machines.screen(name)
-    viewer.start(socket)
+    viewer.show(socket)
 
 
 def shutdown(arguments: Sequence[str]) -> int:
