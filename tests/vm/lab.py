@@ -56,12 +56,16 @@ class Lab:
 
     def vm(self, name: str) -> Vm:
         """A VM that runs: made where it is not there, started where it does not run."""
-        vm = Vm(self, VmName.parse(name))
-        if name not in {known.name for known in Collection(self.home.collection).list()}:
-            self.succeed("qvm-create", name, "--label", "blue")
+        vm = self.made(name)
         if not vm.runs:
             self.succeed("qvm-start", name)
         return vm
+
+    def made(self, name: str) -> Vm:
+        """A VM that is there, whether it runs or not."""
+        if name not in {known.name for known in Collection(self.home.collection).list()}:
+            self.succeed("qvm-create", name, "--label", "blue")
+        return Vm(self, VmName.parse(name))
 
     def down(self) -> None:
         """End everything of this home."""

@@ -8,6 +8,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,7 @@ class Screen:
     """Of a VM that runs, to be used as a context."""
 
     def __init__(self, vm: Vm) -> None:
+        OUT.mkdir(parents=True, exist_ok=True)
         self.vm = vm
         self._socket = command.qmp_socket(vm.lab.home, vm.record.vm.id.domain)
 
@@ -119,18 +121,17 @@ class Screen:
     def does_not_see(self, name: str) -> None:
         until(lambda: not any(widget.name == name for widget in self.look()), f"no {name!r}")
 
-    def colours(self) -> set[bytes]:
-        """Every colour on the screen, in three bytes: what the display itself shows, whatever the VM says of it."""
+    def colours(self) -> Counter[bytes]:
+        """Every colour on the screen, in three bytes, and how many pixels: what the display itself shows, whatever the VM says of it."""
         path = OUT / f".{self.vm.name}.ppm"
         self._do(lambda qmp: qmp.execute("screendump", {"filename": str(path)}))
         kind, _, _, pixels = path.read_bytes().split(b"\n", 3)
         path.unlink()
         assert kind == b"P6"
-        return {pixels[at : at + 3] for at in range(0, len(pixels), 3)}
+        return Counter(pixels[at : at + 3] for at in range(0, len(pixels), 3))
 
     def picture(self, name: str) -> None:
         """Save what is on the screen, for people to look at."""
-        OUT.mkdir(parents=True, exist_ok=True)
         self._do(lambda qmp: qmp.execute("screendump", {"filename": str(OUT / f"{name}.png"), "format": "png"}))
 
     # The hands
