@@ -21,6 +21,8 @@ from tests.vm.lab import Lab, Vm
 from tests.vm.screen import OUT, Screen
 from tests.vm.steps import rule, spool_is_empty, until
 
+HOSTILE = "-rf it's $(touch pwned)`touch pwned` %U.txt"
+"""As far as a pendrive can hold it."""
 WORDS = "Dear aunt,\nthank you for the pullover.\n"
 PAPER = (0x20, 0x90, 0x40)
 """A colour that nothing else on these screens has."""
@@ -74,9 +76,13 @@ def desk(lab: Lab) -> Iterator[Desk]:
 def work(lab: Lab, desk: Desk) -> Iterator[Screen]:
     with at(lab.vm("work")) as screen:
         screen.finds_the_file_manager()
-        for name, content in (("report.pdf", REPORT), ("letter.txt", WORDS.encode())):
-            assert screen.vm.run("sh", "-c", 'cat >"$1"', "sh", name, input=content).returncode == 0
+        put(screen.vm, "report.pdf", REPORT)
+        put(screen.vm, "letter.txt", WORDS.encode())
         yield screen
+
+
+def put(vm: Vm, name: str, content: bytes) -> None:
+    assert vm.run("sh", "-c", 'cat >"$1"', "sh", name, input=content).returncode == 0
 
 
 @contextmanager
@@ -189,14 +195,32 @@ def test_a_file_goes_to_another_vm(lab: Lab, desk: Desk, work: Screen, personal:
     personal.picture("9-ejected")
 
 
+def test_a_no_to_a_file_with_a_hostile_name_is_seen_in_the_vm(lab: Lab, desk: Desk, work: Screen) -> None:
+    receiver = lab.vm("personal")
+    put(work.vm, HOSTILE, b"content")
+    work.chooses("Send to VM…", of=HOSTILE)
+    work.sees("Name of the VM", "text", "FOCUSED")
+    work.sees(f"Send {HOSTILE} to which VM?")
+    work.types(receiver.name)
+    work.presses("ret")
+    desk.click(desk.sees("Deny", "push button", "FOCUSED"))
+    work.sees("Not sent: denied")
+    work.picture("10-denied")
+    work.presses("ret")
+    work.does_not_see("Not sent: denied")
+    spool_is_empty(lab)
+    assert "pwned" not in work.vm.output("ls").splitlines()
+    work.vm.output("rm", "--", HOSTILE)
+
+
 def test_a_pdf_is_shown_in_a_window_of_its_own(lab: Lab, desk: Desk, work: Screen) -> None:
     work.chooses("Open in DisposableVM", of="report.pdf")
     vm = disposable(lab)
     with at(vm) as screen:
         until(lambda: shows_the_page(screen), "the page is shown")
-        screen.picture("10-pdf")
+        screen.picture("11-pdf")
         until(lambda: shows(desk, screen), "its window shows it as well")
-        picture(desk, "11-window")
+        picture(desk, "12-window")
         screen.presses("q")
     is_gone(lab, desk, vm)
     assert work.vm.run("cat", "report.pdf").stdout == REPORT
@@ -209,12 +233,12 @@ def test_a_letter_is_edited_and_comes_back(lab: Lab, desk: Desk, work: Screen) -
         screen.sees("File", "menu")
         screen.presses("ctrl", "end")
         screen.types("Yours, Ann\n")
-        screen.picture("12-edited")
+        screen.picture("13-edited")
         until(lambda: shows(desk, screen), "its window shows it as well")
-        picture(desk, "13-edited-window")
+        picture(desk, "14-edited-window")
         screen.presses("ctrl", "s")
         until(lambda: vm.run("cat", "/tmp/letter.txt").stdout == f"{WORDS}Yours, Ann\n".encode(), "it is saved")
         screen.presses("ctrl", "q")
     until(lambda: work.vm.run("cat", "letter.txt").stdout == f"{WORDS}Yours, Ann\n".encode(), "the letter is back")
     is_gone(lab, desk, vm)
-    work.picture("14-returned")
+    work.picture("15-returned")
