@@ -6,7 +6,9 @@ step are in ``.ci/out/screen``.
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -45,6 +47,18 @@ def pdf() -> bytes:
     table = len(file)
     file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1) + b"".join(b"%010d 00000 n \n" % place for place in places)
     return bytes(file + b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table))
+
+
+def png() -> bytes:
+    """A picture, all of it in that colour."""
+    width = height = 200
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes(PAPER) * width) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 REPORT = pdf()
@@ -213,17 +227,19 @@ def test_a_no_to_a_file_with_a_hostile_name_is_seen_in_the_vm(lab: Lab, desk: De
     work.vm.output("rm", "--", HOSTILE)
 
 
-def test_a_pdf_is_shown_in_a_window_of_its_own(lab: Lab, desk: Desk, work: Screen) -> None:
-    work.chooses("Open in DisposableVM", of="report.pdf")
+@pytest.mark.parametrize(("name", "content"), [("report.pdf", REPORT), ("photo.png", png())], ids=["pdf", "png"])
+def test_a_document_is_shown_in_a_window_of_its_own(lab: Lab, desk: Desk, work: Screen, name: str, content: bytes) -> None:
+    put(work.vm, name, content)
+    work.chooses("Open in DisposableVM", of=name)
     vm = disposable(lab)
     with at(vm) as screen:
-        until(lambda: shows_the_page(screen), "the page is shown")
-        screen.picture("11-pdf")
+        until(lambda: shows_the_page(screen), "it is shown")
+        screen.picture(f"11-{name}")
         until(lambda: shows(desk, screen), "its window shows it as well")
-        picture(desk, "12-window")
+        picture(desk, f"12-window-{name}")
         screen.presses("q")
     is_gone(lab, desk, vm)
-    assert work.vm.run("cat", "report.pdf").stdout == REPORT
+    assert work.vm.run("cat", name).stdout == content
 
 
 def test_a_letter_is_edited_and_comes_back(lab: Lab, desk: Desk, work: Screen) -> None:
@@ -242,3 +258,13 @@ def test_a_letter_is_edited_and_comes_back(lab: Lab, desk: Desk, work: Screen) -
     until(lambda: work.vm.run("cat", "letter.txt").stdout == f"{WORDS}Yours, Ann\n".encode(), "the letter is back")
     is_gone(lab, desk, vm)
     work.picture("15-returned")
+
+
+def test_several_files_are_one_transfer(work: Screen) -> None:
+    question = f"Send {len(work.vm.output('ls').splitlines())} files and folders to which VM?"
+    work.sees("letter.txt")
+    work.presses("ctrl", "a")
+    work.chooses("Send to VM…", of="report.pdf")
+    work.sees(question)
+    work.presses("esc")
+    work.does_not_see(question)
