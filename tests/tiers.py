@@ -29,7 +29,7 @@ MACHINES_MAX = 2
 """Memory for this many Xen machines is what a small computer has."""
 ONCE_MORE = ("--reruns", "1", "-rR")
 TIERS = (
-    (("tests/unit",), ()),
+    (("tests/unit",), ("-n", "2")),
     (("tests/desktop", "tests/conformance", "tests/vm"), ONCE_MORE),
     (("tests/xen",), (*ONCE_MORE, "-n", str(min(MACHINES_MAX, os.cpu_count() or 1)), "--dist", "worksteal")),
 )
