@@ -33,7 +33,7 @@ def until(look: Callable[[], T | None], what: str) -> T:
     while not (seen := look()):
         if time.monotonic() > end:
             raise AssertionError(f"not within {DEADLINE_S:g} s: {what}")
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # between two looks, which would keep the bus busy
     return seen
 
 
@@ -167,7 +167,7 @@ class Desk:
 
     def waits(self, seconds: float) -> None:
         """A person takes this time before they do something: it is what is tested, and waits for nothing."""
-        time.sleep(seconds)
+        time.sleep(seconds)  # a person's own slowness
 
     def picture(self, name: str, after_s: float = 0.0) -> None:
         """Save what is on the screen, for people to look at. What assistive technology knows may be drawn a moment later."""

@@ -21,7 +21,7 @@ async def test_what_the_person_does_is_what_the_daemon_gets(desk: Desk) -> None:
             agent = await asyncio.create_subprocess_exec(PYTHON, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", env=environment)
             try:
                 while not len(agents):  # noqa: ASYNC110  no event tells a bystander of a registration
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # between two looks: nothing tells of it
                 asking = asyncio.create_task(agents.ask(QUESTION))
                 await asyncio.to_thread(lambda: desk.click(desk.sees(ALWAYS, "check box")))
                 await asyncio.to_thread(lambda: desk.click(allow(desk)))

@@ -47,7 +47,7 @@ def slow_down(pause_s: float) -> None:
     advance = Progress.advance
 
     def slowly(progress: Progress, size_bytes: int) -> None:
-        time.sleep(pause_s)
+        time.sleep(pause_s)  # the slow disk itself
         advance(progress, size_bytes)
 
     copying.CHUNK_BYTES = 64 << 10  # type: ignore[misc]

@@ -55,7 +55,7 @@ async def serving(home: Home) -> AsyncIterator[asyncio.Task[None]]:
 
 async def until(done: Callable[[], bool]) -> None:
     while not done():  # noqa: ASYNC110  no event tells a bystander of what the daemon has done
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # between two looks: nothing tells of it
 
 
 class Person:
