@@ -35,7 +35,7 @@ _PARCEL_BYTES = 1 << 30
 _PACKAGES_DEADLINE_S = 300.0
 _SETUP_DEADLINE_S = 600.0
 KEPT = 2
-"""Of each stage, some gigabytes: a developer goes to and fro between two states of the tree."""
+"""Of each stage, some gigabytes: one for the tests and one to work in, which differ in their editor, or two of either."""
 SETTLE_S = 3.0
 """Before a machine is saved, for what its start has left to do: what is done then, no run does again."""
 
