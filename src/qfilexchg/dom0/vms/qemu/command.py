@@ -98,7 +98,7 @@ def command(machine: Machine, home: Home) -> list[str]:
         *("-no-user-config", "-nodefaults", "-no-reboot", "-sandbox", _SANDBOX),
         *(_screen(machine.domain, home) if desktop else ("-display", "none")),
         *("-name", f"guest={machine.name},process=qemu-{machine.name[:10]}", "-uuid", str(machine.uuid)),
-        *("-machine", "q35,vmport=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off", "-no-hpet"),
+        *("-machine", "q35,vmport=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off,hpet=off"),
         *("-accel", accel, "-cpu", "max" if tcg else "host", "-smp", str(machine.processors), "-m", f"{machine.memory_mib}M"),
         *("-rtc", "base=utc", "-device", "vmgenid,guid=auto", "-device", "virtio-rng-pci"),
         *(_memory(machine) if machine.memory else ()),
