@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stand import heading, row
 
+from qfilexchg.dom0.debian import host_release
 from qfilexchg.dom0.home import Home
 from qfilexchg.lab.xen import runs
 from qfilexchg.protocol.names import VmName
@@ -27,7 +28,7 @@ DRIVER = Path(__file__).with_name("xen_dom0.py")
 
 
 async def measure(home: Home, rounds: int) -> dict[str, list[float]]:
-    ready = await asyncio.to_thread(runs.build, home, print)
+    ready = await asyncio.to_thread(runs.build, home, host_release(), print)
     with tempfile.TemporaryDirectory(prefix="qx-") as folder:
         own = Home.from_environment({"QFILEXCHG_HOME": folder})
         own.make()

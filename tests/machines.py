@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qfilexchg.dom0.debian import host_release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import template
 from qfilexchg.lab.xen import stages
@@ -38,7 +39,7 @@ def home_of_its_own() -> Iterator[Home]:
 
 
 def xen_machine(home: Home) -> stages.Ready:
-    return stages.build(home, EDITOR, _say)
+    return stages.build(home, host_release(), EDITOR, _say)
 
 
 def main() -> None:

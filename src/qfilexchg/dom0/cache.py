@@ -21,9 +21,9 @@ KEEP_UNUSED_S = 14 * 86400
 Say = Callable[[str], None]
 
 
-def content_hash(files: Iterable[tuple[str, Path]]) -> str:
-    """The hash of ``files``, each under the name that is given with it."""
-    digest = hashlib.sha256()
+def content_hash(files: Iterable[tuple[str, Path]], *words: str) -> str:
+    """The hash of ``words`` and of ``files``, each under the name that is given with it."""
+    digest = hashlib.sha256("".join(f"{len(word)} {word}\n" for word in words).encode())
     for name, file in files:
         content = file.read_bytes()
         digest.update(f"{len(name)} {name} {len(content)}\n".encode())

@@ -1,20 +1,32 @@
 """A Debian system as the image of a disk, made without root.
 
-mmdebstrap makes a tar archive in whatever way the host allows, and fakeroot gives the files of the disk their owners.
+mmdebstrap makes a tar archive in whatever way the host allows, and fakeroot gives the files of the disk their owners. Packages come
+from the mirrors of the host's own apt, through its proxies. What the host knows of them does not get into the system.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from qfilexchg.dom0.programs import find_program, run_in_sight
+from qfilexchg.dom0.programs import ProgramMissing, find_program, output, run_in_sight
 
-SUITE = "bookworm"
 _BUILD_DEADLINE_S = 1800.0
+_APT_DEADLINE_S = 60.0
+_POCKETS = ("", "-updates", "-security")
+_FIELDS = ("CREATED_BY", "ORIGIN", "COMPONENT", "CODENAME", "REPO_URI")
 _run = partial(run_in_sight, deadline_s=_BUILD_DEADLINE_S)
+
+
+class Release(enum.Enum):
+    """The releases of Debian that systems are made of, the oldest first; the value is the code name."""
+
+    BOOKWORM = "bookworm"
+    TRIXIE = "trixie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +38,23 @@ class Root:
     size_bytes: int
 
 
-def install(workshop: Path, packages: Sequence[str], hooks: Mapping[str, Path], environment: Mapping[str, str]) -> Root:
+def host_release() -> Release:
+    """Return the release that the host runs, or the newest known one on any other host."""
+    try:
+        return release_of(platform.freedesktop_os_release())
+    except OSError:
+        return release_of({})
+
+
+def release_of(os_release: Mapping[str, str]) -> Release:
+    """Return the release that ``os_release`` (os-release(5)) names, or the newest known one where it names another system."""
+    for release in Release:
+        if os_release.get("ID") == "debian" and os_release.get("VERSION_CODENAME") == release.value:
+            return release
+    return list(Release)[-1]
+
+
+def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Mapping[str, Path], environment: Mapping[str, str]) -> Root:
     """Install ``packages``, names or files, and all they need, into ``workshop``, an empty folder that others may look into.
 
     ``hooks`` are programs, by the stage of mmdebstrap at which they are called with the root's folder. mmdebstrap's own progress
@@ -35,7 +63,11 @@ def install(workshop: Path, packages: Sequence[str], hooks: Mapping[str, Path], 
     archive, root = workshop / "root.tar", Root(workshop / "root", workshop / "owners", 0)
     include = [f"--include={package}" for package in packages]
     called = [f"--{stage}-hook={program}" for stage, program in hooks.items()]
-    _run("mmdebstrap", "--variant=minbase", *include, *called, SUITE, str(archive), env=environment)
+    fetching = [f"--aptopt={option}" for option in _fetching()]
+    # The host's mirrors and proxies are nobody's business in a VM.
+    forget = '--customize-hook=rm -f "$1/etc/apt/sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap"'
+    command = ("mmdebstrap", "--variant=minbase", *include, *called, *fetching, forget)
+    _run(*command, release.value, str(archive), *_mirrors(release), env=environment)
     root.folder.mkdir()
     _run("fakeroot", "-s", str(root.owners), "--", "tar", "-C", str(root.folder), "-xf", str(archive))
     size_bytes = archive.stat().st_size
@@ -48,3 +80,40 @@ def make_disk(root: Root, image: Path, size_bytes: int, options: Sequence[str]) 
     # A fixed block size, as mke2fs would choose by the size alone.
     ext4 = (find_program("mke2fs"), "-q", "-t", "ext4", "-b", "4096", "-m", "0", *options, "-d", str(root.folder))
     _run("fakeroot", "-i", str(root.owners), "--", *ext4, str(image), f"{size_bytes >> 10}k")
+
+
+def _mirrors(release: Release) -> list[str]:
+    """Return the lines for sources.list that give ``release`` by the host's mirrors; none where the host has no mirror of Debian."""
+    shown = "\t".join(f"$({field})" for field in _FIELDS)
+    return list(mirrors(_apt("apt-get", "indextargets", "--format", shown), release))
+
+
+def mirrors(targets: str, release: Release) -> Iterator[str]:
+    """Yield a line for each of the host's mirrors in ``targets``, as apt-get(8) lists them: fields in this module's order, by tabs.
+
+    A mirror has every release, so the host's own release is replaced by ``release``. What is not Debian's own is left out, and so is
+    a disc.
+    """
+    suites = {f"{known.value}{pocket}": pocket for known in Release for pocket in _POCKETS}
+    found = {}
+    for line in targets.splitlines():
+        *kind, codename, uri = line.split("\t")
+        if kind == ["Packages", "Debian", "main"] and codename in suites and not uri.startswith("cdrom:"):
+            found[f"deb {uri} {release.value}{suites[codename]} main"] = suites[codename]
+    if "" in found.values():  # updates alone make no system
+        yield from found
+
+
+def _fetching() -> Iterator[str]:
+    """Yield the host's settings of apt that say how to reach a mirror: proxies, and certificates of its own."""
+    for line in _apt("apt-config", "dump", "Acquire").splitlines():
+        if line.lower().startswith(("acquire::http::", "acquire::https::")):
+            yield line
+
+
+def _apt(*command: str) -> str:
+    """Return what apt says, nothing where there is none."""
+    try:
+        return output(*command, deadline_s=_APT_DEADLINE_S).decode("utf-8", "replace")
+    except ProgramMissing:
+        return ""

@@ -29,18 +29,25 @@ _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Debian keeps mkfs.fat and its like here, outside of an ordinary user's PATH."""
 
 _PACKAGES = {
+    "apt-get": "apt",
+    "cpio": "cpio",
     "mkfs.fat": "dosfstools",
     "dh": "debhelper",
     "dpkg-buildpackage": "dpkg-dev",
     "fakeroot": "fakeroot",
+    "gzip": "gzip",
+    "lz4": "lz4",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
+    "modprobe": "kmod",
     "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "systemctl": "systemd",
     "udevadm": "udev",
     "xl": "xen-utils-common",
+    "xz": "xz-utils",
+    "zstd": "zstd",
 }
 
 
@@ -144,6 +151,23 @@ def run_in_sight(*argv: str, deadline_s: float, env: Mapping[str, str] | None = 
         raise ProgramFailed(argv, f"did not end within {deadline_s:g} s and was killed") from None
     if status != 0:
         raise ProgramFailed(argv, f"failed with exit status {status}", status)
+
+
+def output(*argv: str, deadline_s: float, input: bytes = b"") -> bytes:
+    """Run ``argv`` to its end and return its standard output, of whatever length: for programs and input that are trusted.
+
+    Raises :exc:`ProgramMissing`, or :exc:`ProgramFailed` when the exit status is not 0 or the deadline passes.
+    """
+    program = find_program(argv[0])
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]], input=input, capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"}, timeout=deadline_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ProgramFailed(argv, f"did not end within {deadline_s:g} s and was killed") from None
+    if done.returncode != 0:
+        raise ProgramFailed(argv, f"failed with exit status {done.returncode}", done.returncode, done.stderr)
+    return done.stdout
 
 
 async def _end(transport: asyncio.SubprocessTransport, conversation: _Conversation) -> None:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 
 from qfilexchg.dom0.cli import run as commands
-from qfilexchg.dom0.cli.arguments import parser, vm_name
+from qfilexchg.dom0.cli.arguments import add_release, parser, vm_name
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.errors import QfilexchgError
 from qfilexchg.lab.xen import runs
@@ -30,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--name", type=vm_name, default=VmName.parse("xen"), help="which of several machines (default: xen)")
-    actions.add_parser("build", help="make the saved machine that all go on from, or find it made")
-    actions.add_parser("up", parents=[common], help="start a machine, which is as it was saved")
+    built = argparse.ArgumentParser(add_help=False)
+    add_release(built, "of its dom0 and its VMs")
+    actions.add_parser("build", parents=[built], help="make the saved machine that all go on from, or find it made")
+    actions.add_parser("up", parents=[common, built], help="start a machine, which is as it was saved")
     run = actions.add_parser("run", parents=[common], help="run a command in its dom0, as root")
     run.add_argument("--user", default="root", help="run it as this user of dom0 (default: root)")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
@@ -44,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.action:
             case "build":
-                runs.build(home, _say)
+                runs.build(home, options.release, _say)
             case "up":
-                asyncio.run(_up(home, options.name))
+                asyncio.run(_up(home, options.name, options.release))
             case "run":
                 if not options.command:
                     run.error("the following arguments are required: COMMAND")
@@ -63,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _up(home: Home, name: VmName) -> None:
+async def _up(home: Home, name: VmName, release: Release) -> None:
     if runs.machine(home, name).process():
         _say(f"{name} runs already; 'qfilexchg-lab xen down' ends it")
         return
-    ready = await asyncio.to_thread(runs.build, home, _say)
+    ready = await asyncio.to_thread(runs.build, home, release, _say)
     begun = time.monotonic()
     await runs.up(home, name, ready)
     _say(f"{name} is up, after {time.monotonic() - begun:.1f} s: try 'qfilexchg-lab xen run qvm-ls'")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.template import DESKTOP_RECIPE, RECIPE, BadTemplate, Template, TemplateMissing, current, existing, recipe_hash
 
@@ -22,25 +23,26 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_template_is_named_by_its_recipe_wherever_that_lies(recipe: Path, package: Path) -> None:
-    assert recipe_hash(recipe, package) == recipe_hash(RECIPE, package)
+    assert recipe_hash(Release.TRIXIE, recipe, package) == recipe_hash(Release.TRIXIE, RECIPE, package)
 
 
-def test_any_change_of_the_recipe_or_the_package_names_another_template(recipe: Path, package: Path) -> None:
-    names = {recipe_hash(recipe, package)}
+def test_another_release_and_any_change_of_the_recipe_or_the_package_name_another_template(recipe: Path, package: Path) -> None:
+    names = {recipe_hash(Release.TRIXIE, recipe, package)}
     (recipe / "packages").write_text((recipe / "packages").read_text() + "strace\n")
-    names.add(recipe_hash(recipe, package))
+    names.add(recipe_hash(Release.TRIXIE, recipe, package))
     (recipe / "masked-units").rename(recipe / "masked")
-    names.add(recipe_hash(recipe, package))
+    names.add(recipe_hash(Release.TRIXIE, recipe, package))
     package.write_bytes(b"another")
-    names.add(recipe_hash(recipe, package))
-    assert len(names) == 4
+    names.add(recipe_hash(Release.TRIXIE, recipe, package))
+    names.add(recipe_hash(Release.BOOKWORM, recipe, package))
+    assert len(names) == 5
 
 
 def test_a_desktop_that_is_laid_over_names_another_template_and_leaves_the_plain_ones_name(recipe: Path, package: Path) -> None:
-    plain, over = recipe_hash(recipe, package), recipe_hash(recipe, package, DESKTOP_RECIPE)
-    assert recipe_hash(recipe, package) == plain != over
+    plain, over = recipe_hash(Release.TRIXIE, recipe, package), recipe_hash(Release.TRIXIE, recipe, package, DESKTOP_RECIPE)
+    assert recipe_hash(Release.TRIXIE, recipe, package) == plain != over
     (recipe / "init").write_text("another")
-    assert recipe_hash(recipe, package, DESKTOP_RECIPE) != over
+    assert recipe_hash(Release.TRIXIE, recipe, package, DESKTOP_RECIPE) != over
 
 
 def test_the_desktop_has_all_that_the_plain_template_has_but_its_kernel() -> None:
@@ -63,7 +65,7 @@ def test_moving_bytes_from_one_file_to_the_next_names_another_template(tmp_path:
         recipe.mkdir()
         for name, content in zip("xy", contents, strict=True):
             (recipe / name).write_text(content)
-        names.add(recipe_hash(recipe, package))
+        names.add(recipe_hash(Release.TRIXIE, recipe, package))
     assert len(names) == 2
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qfilexchg.dom0.cli.arguments import parser
+from qfilexchg.dom0.cli.arguments import add_release, parser
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import template
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     build = actions.add_parser("build", help="make it from Debian's packages and the VM side, or find it in the cache; prints its folder")
     what = "with a small X desktop, for VMs with a screen ('qvm-start --screen'): a file manager, an editor, viewers"
     build.add_argument("--desktop", action="store_true", help=what)
+    add_release(build, "of the template")
     actions.add_parser("show", help="print its folder")
     use = actions.add_parser("use", help="let VMs boot from one that was built elsewhere")
     use.add_argument("folder", type=Path, metavar="FOLDER", help="what 'qvm-template build' has printed there, or a copy of it")
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     home = Home.from_environment()
     match options.action:
         case "build":
-            found = template.build(home, lambda line: print(f"qvm-template: {line}", file=sys.stderr), desktop=options.desktop)
+            found = template.build(home, _say, release=options.release, desktop=options.desktop)
         case "use":
             found = template.existing(options.folder)
             home.make()
@@ -34,3 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             found = template.current(home)
     print(found.folder)
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"qvm-template: {line}", file=sys.stderr)

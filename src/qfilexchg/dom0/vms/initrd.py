@@ -1,77 +1,89 @@
 """The VMs' initrd: busybox, a few modules and ``image/init``, as a cpio archive.
 
-The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst), not compressed: unpacking costs emulated time,
-reading does not. Owners, times and numbers are fixed, so the same input gives the same bytes.
+The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst). Neither the archive nor the modules in it are
+packed: unpacking costs emulated time, reading does not. Owners, times and numbers are fixed, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-import stat
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from qfilexchg.dom0 import programs
+from qfilexchg.dom0.vms import packed
 
 PLATFORMS = {"qemu": ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng"), "xen": ("xen-blkfront",)}
 """What reaches the outside there: a VM's disks, and on QEMU its channels and its randomness. ``image/init`` knows where it is."""
 
-COMMON = ("overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
-"""What every VM needs: its volatile layer, and pendrives without a wait for modprobe."""
-
-PERHAPS = ("crc32c_generic", "ext4")
-"""What it needs too, and one kernel has as modules while it is part of the other."""
+COMMON = ("ext4", "overlay", "vfat", "nls_cp437", "nls_ascii", "nls_utf8")
+"""What every VM needs: its root disk, its volatile layer, and pendrives without a wait for modprobe."""
 
 FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system", "template", "volatile")
+_PROGRAM_DEADLINE_S = 60.0
 
 
 def build(root: Path, init: bytes) -> bytes:
-    """The initrd for the unpacked root filesystem ``root``, which holds one kernel's modules and a static busybox."""
-    (release,) = (root / "lib/modules").iterdir()
-    modules_dep = (release / "modules.dep").read_text(encoding="utf-8")
-    files = {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())}
-    perhaps = [name for name in PERHAPS if f"/{name}.ko:" in modules_dep]
-    for platform, own in PLATFORMS.items():
-        modules = load_order(modules_dep, (*own, *perhaps, *COMMON))
-        files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in modules}
-        files[f"modules/{platform}"] = (0o644, "".join(f"{Path(module).name}\n" for module in modules).encode())
-    return cpio(FOLDERS, files)
+    """Return the initrd of VMs for the unpacked system ``root``, which holds one kernel's modules and a static busybox.
+
+    Raises what :func:`load_order` and :func:`~qfilexchg.dom0.vms.packed.unpack` raise.
+    """
+    return archive(root, init, FOLDERS, {platform: (*own, *COMMON) for platform, own in PLATFORMS.items()})
 
 
 def build_probe(root: Path) -> bytes:
-    """An initrd that does nothing but power off."""
-    init = b"#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
-    return cpio(("bin",), {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())})
+    """Return an initrd that does nothing but power off."""
+    return archive(root, b"#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n", ("bin",), {})
 
 
-def load_order(modules_dep: str, wanted: Iterable[str]) -> list[str]:
-    """Paths of the ``wanted`` modules and all they need, each after what it needs itself (modules.dep(5))."""
-    needs = {}
-    for line in modules_dep.splitlines():
-        module, _, dependencies = line.partition(":")
-        needs[module] = dependencies.split()
-    by_name = {Path(module).name.removesuffix(".ko").replace("-", "_"): module for module in needs}
-    order: dict[str, None] = {}
+def archive(root: Path, init: bytes, folders: Iterable[str], lists: Mapping[str, Iterable[str]]) -> bytes:
+    """Return an initrd that starts ``init``, with empty ``folders`` and the busybox of ``root``.
 
-    def add(module: str) -> None:
-        # depmod lists everything a module needs, the deepest last.
-        for dependency in reversed(needs[module]):
-            order.setdefault(dependency)
-        order.setdefault(module)
+    Each name of ``lists`` becomes a file in ``modules/``: the file names of these modules and of all they need, in the order in which
+    they are to be loaded. What is part of the kernel is left out.
+    """
+    with tempfile.TemporaryDirectory(prefix="qfilexchg-initrd-") as name:
+        tree = Path(name)
+        for folder in folders:
+            (tree / folder).mkdir()
+            (tree / folder).chmod(0o755)  # whatever the umask
+        _write(tree / "init", 0o755, init)
+        _write(tree / "bin/busybox", 0o755, (root / "bin/busybox").read_bytes())
+        for list_name, wanted in lists.items():
+            modules = {f"{module.name.partition('.ko')[0]}.ko": module for module in load_order(root, wanted)}
+            for file_name, module in modules.items():
+                _write(tree / "modules" / file_name, 0o644, packed.unpack(module.read_bytes(), f"the module {module.name}"))
+            _write(tree / "modules" / list_name, 0o644, "".join(f"{file_name}\n" for file_name in modules).encode())
+        return _cpio(tree)
 
-    for name in wanted:
-        add(by_name[name.replace("-", "_")])
+
+def load_order(root: Path, wanted: Iterable[str]) -> list[Path]:
+    """Return the files of the ``wanted`` modules and all they need, each after what it needs itself, as modprobe(8) says.
+
+    Raises :exc:`~qfilexchg.dom0.programs.ProgramFailed` where the kernel of ``root`` has no such module.
+    """
+    (release,) = (root / "lib/modules").iterdir()
+    order: dict[Path, None] = {}
+    for module in wanted:
+        # Without the host's own settings, and those of the root, which are for a system that has started.
+        command = ("modprobe", "-C", os.devnull, "-d", str(root), "-S", release.name, "--show-depends", "--", module)
+        for line in programs.output(*command, deadline_s=_PROGRAM_DEADLINE_S).decode("utf-8").splitlines():
+            if line.startswith("insmod "):  # else "builtin": part of the kernel
+                order.setdefault(Path(line.removeprefix("insmod ").rstrip()))
     return list(order)
 
 
-def cpio(folders: Iterable[str], files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """An archive of ``folders`` and of ``files`` (path → permissions, content), all owned by root."""
-    archive = bytearray()
-    entries = [(name, stat.S_IFDIR | 0o755, b"") for name in folders]
-    entries += [(name, stat.S_IFREG | mode, content) for name, (mode, content) in files.items()]
-    for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
-        path = name.encode() + b"\0"
-        links = 2 if stat.S_ISDIR(mode) else 1
-        fields = (number, mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(path), 0)
-        archive += b"070701" + b"".join(b"%08x" % field for field in fields) + path
-        archive += bytes(-len(archive) % 4)
-        archive += content
-        archive += bytes(-len(archive) % 4)
-    return bytes(archive)
+def _write(file: Path, mode: int, content: bytes) -> None:
+    file.write_bytes(content)
+    file.chmod(mode)
+
+
+def _cpio(tree: Path) -> bytes:
+    """Return an archive of ``tree``, all of it owned by root and of no time."""
+    paths = sorted(tree.rglob("*"))
+    for path in paths:
+        os.utime(path, (0, 0))
+    names = "".join(f"{path.relative_to(tree)}\0" for path in paths)
+    options = ("--create", "--quiet", "--null", "--format=newc", "--owner=+0:+0", "--reproducible", f"--directory={tree}")
+    return programs.output("cpio", *options, deadline_s=_PROGRAM_DEADLINE_S, input=names.encode())

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qfilexchg.dom0 import cache, debian
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.programs import run_in_sight
-from qfilexchg.dom0.vms import initrd, kernel
+from qfilexchg.dom0.vms import initrd, kernel, packed
 from qfilexchg.errors import CallerError, HostError
 
 RECIPE = Path(__file__).with_name("image")
@@ -130,27 +131,28 @@ def existing(folder: Path) -> Template:
     return found
 
 
-def recipe_hash(recipe: Path, package: Path, over: Path | None = None) -> str:
+def recipe_hash(release: Release, recipe: Path, package: Path, over: Path | None = None) -> str:
     """What names a template: everything that its content follows from, but for the Debian mirror's present state.
 
     ``over`` is the recipe that is laid over ``recipe``.
     """
-    code = [Path(__file__), *(Path(module.__file__ or "") for module in (initrd, kernel, debian))]
+    code = [Path(__file__), *(Path(module.__file__ or "") for module in (initrd, kernel, packed, debian))]
     laid_over = [(f"{DESKTOP_RECIPE.name}/{name}", file) for name, file in cache.tree(over)] if over else []
-    return cache.content_hash([*cache.tree(recipe), *laid_over, *((file.name, file) for file in (*code, package))])
+    return cache.content_hash([*cache.tree(recipe), *laid_over, *((file.name, file) for file in (*code, package))], release.value)
 
 
-def build(home: Home, say: Callable[[str], None], *, desktop: bool = False) -> Template:
+def build(home: Home, say: Callable[[str], None], *, release: Release | None = None, desktop: bool = False) -> Template:
     """Make the template that the recipe describes, and make it ``home``'s own."""
-    found = make(home, say, desktop=desktop)
+    found = make(home, say, release=release, desktop=desktop)
     use(home, found)
     return found
 
 
-def make(home: Home, say: Callable[[str], None], *, desktop: bool = False) -> Template:
+def make(home: Home, say: Callable[[str], None], *, release: Release | None = None, desktop: bool = False) -> Template:
     """Make the template that the recipe describes, or find it in the cache.
 
-    ``say`` gets a line at each step; mmdebstrap's own progress goes to standard error. Another build of the same cache is waited for.
+    It is of the host's own ``release`` of Debian unless another is named. ``say`` gets a line at each step; mmdebstrap's own progress
+    goes to standard error. Another build of the same cache is waited for.
     """
     home.make()
     with tempfile.TemporaryDirectory(prefix="qfilexchg-template-", dir="/var/tmp") as name:
@@ -159,8 +161,9 @@ def make(home: Home, say: Callable[[str], None], *, desktop: bool = False) -> Te
         workshop.chmod(0o755)
         package = _vm_package(workshop, say)
         over = DESKTOP_RECIPE if desktop else None
-        folder = home.cache / "images" / recipe_hash(RECIPE, package, over)
-        return Template(cache.made(folder, lambda aside: _build(Template(aside), over, workshop, package, say), say))
+        wanted = release or debian.host_release()
+        folder = home.cache / "images" / recipe_hash(wanted, RECIPE, package, over)
+        return Template(cache.made(folder, lambda aside: _build(Template(aside), wanted, over, workshop, package, say), say))
 
 
 def use(home: Home, template: Template) -> None:
@@ -189,16 +192,17 @@ def _vm_package(workshop: Path, say: Callable[[str], None]) -> Path:
     return package
 
 
-def _build(template: Template, over: Path | None, workshop: Path, package: Path, say: Callable[[str], None]) -> None:
+def _build(template: Template, release: Release, over: Path | None, workshop: Path, package: Path, say: Callable[[str], None]) -> None:
     recipe = workshop / "recipe"
     shutil.copytree(RECIPE, recipe, copy_function=shutil.copyfile)
     if over:
         shutil.copytree(over, recipe, copy_function=shutil.copyfile, dirs_exist_ok=True)
     (recipe / "hook").chmod(0o755)
     hook = recipe / "hook"
-    say(f"installing Debian {debian.SUITE} and the VM side ({'two minutes' if over else 'about a minute'})")
+    say(f"installing Debian {release.value} and the VM side ({'two minutes' if over else 'about a minute'})")
     root = debian.install(
         workshop,
+        release,
         [*(recipe / "packages").read_text(encoding="ascii").split(), str(package)],
         {"setup": hook, "customize": hook},
         # The kernel's package makes no initrd: that of VMs is ours.
@@ -211,12 +215,7 @@ def _build(template: Template, over: Path | None, workshop: Path, package: Path,
 
     say("preparing the kernel and its initrd")
     (vmlinuz,) = (root.folder / "boot").glob("vmlinuz-*")
-    packed = vmlinuz.read_bytes()
-    try:
-        template.kernel.write_bytes(kernel.unpack(packed))
-    except kernel.NotPacked as why:
-        say(f"VMs will start about a second slower: {why}")
-        template.kernel.write_bytes(packed)
+    template.kernel.write_bytes(kernel.unpack(vmlinuz.read_bytes()))
     template.initrd.write_bytes(initrd.build(root.folder, (recipe / "init").read_bytes()))
     template.probe.write_bytes(initrd.build_probe(root.folder))
     if over:

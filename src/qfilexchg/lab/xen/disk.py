@@ -14,13 +14,16 @@ from pathlib import Path
 import qfilexchg
 from qfilexchg.dom0 import cache, debian
 from qfilexchg.dom0.cache import Say
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import initrd
+from qfilexchg.dom0.vms import initrd, packed
 
 RECIPE = Path(__file__).with_name("recipe")
+KEPT = 3
+"""Of the disks: one for each release, and the last one of either."""
 SIZE_BYTES = 6 << 30
 """Of the disk, as dom0 sees it; most of it is a hole."""
-_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic")
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 _FOLDERS = ("bin", "dev", "modules", "proc", "sys", "system")
 _SOURCE = Path(qfilexchg.__file__).parent
 _AGENT = ("__init__.py", "errors.py", "protocol/*.py", "guest/__init__.py", "guest/console.py", "guest/run_agent.py")
@@ -49,15 +52,15 @@ class Disk:
         return self.folder / "initrd"
 
 
-def build(home: Home, say: Say) -> Disk:
-    """Make the disk, or find it in the cache. Raises a HostError."""
+def build(home: Home, release: Release, say: Say) -> Disk:
+    """Make the disk of a dom0 of this release, or find it in the cache. Raises a HostError."""
     agent = [(str(file.relative_to(_SOURCE)), file) for pattern in _AGENT for file in sorted(_SOURCE.glob(pattern))]
-    code = [(Path(name).name, Path(name)) for name in (__file__, str(debian.__file__), str(initrd.__file__))]
-    wanted = cache.content_hash([*cache.tree(RECIPE), *agent, *code])
-    return Disk(cache.made(home.cache / "xen" / "disk" / wanted, lambda aside: _build(Disk(aside), agent, say), say, keep=2))
+    code = [(Path(name).name, Path(name)) for name in (__file__, str(debian.__file__), str(initrd.__file__), str(packed.__file__))]
+    wanted = cache.content_hash([*cache.tree(RECIPE), *agent, *code], release.value)
+    return Disk(cache.made(home.cache / "xen" / "disk" / wanted, lambda aside: _build(Disk(aside), release, agent, say), say, keep=KEPT))
 
 
-def _build(disk: Disk, agent: list[tuple[str, Path]], say: Say) -> None:
+def _build(disk: Disk, release: Release, agent: list[tuple[str, Path]], say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="qfilexchg-xen-", dir="/var/tmp") as name:
         workshop = Path(name)
         workshop.chmod(0o755)  # mmdebstrap's users of a foreign namespace look into it
@@ -68,10 +71,10 @@ def _build(disk: Disk, agent: list[tuple[str, Path]], say: Say) -> None:
             copy = workshop / "agent/qfilexchg" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        say(f"installing Debian {debian.SUITE} and Xen for the machine's dom0 (about two minutes)")
+        say(f"installing Debian {release.value} and Xen for the machine's dom0 (about two minutes)")
         packages = (recipe / "packages").read_text(encoding="ascii").split()
         environment = {"QFILEXCHG_RECIPE": str(recipe), "QFILEXCHG_AGENT": str(workshop / "agent")}
-        root = debian.install(workshop, packages, {"customize": recipe / "hook"}, environment)
+        root = debian.install(workshop, release, packages, {"customize": recipe / "hook"}, environment)
         say("making its disk")
         debian.make_disk(root, disk.root, SIZE_BYTES, ("-E", "lazy_itable_init=1,nodiscard"))
         boot = root.folder / "boot"
@@ -79,13 +82,4 @@ def _build(disk: Disk, agent: list[tuple[str, Path]], say: Say) -> None:
         (vmlinuz,) = boot.glob("vmlinuz-*")
         disk.xen.write_bytes(gzip.decompress(xen.read_bytes()))
         shutil.copyfile(vmlinuz, disk.kernel)
-        disk.initrd.write_bytes(_initrd(root.folder, (recipe / "init").read_bytes()))
-
-
-def _initrd(root: Path, init: bytes) -> bytes:
-    (release,) = (root / "lib/modules").iterdir()
-    order = initrd.load_order((release / "modules.dep").read_text(encoding="utf-8"), _MODULES)
-    files = {"init": (0o755, init), "bin/busybox": (0o755, (root / "bin/busybox").read_bytes())}
-    files |= {f"modules/{Path(module).name}": (0o644, (release / module).read_bytes()) for module in order}
-    files["modules/order"] = (0o644, "".join(f"{Path(module).name}\n" for module in order).encode())
-    return initrd.cpio(_FOLDERS, files)
+        disk.initrd.write_bytes(initrd.archive(root.folder, (recipe / "init").read_bytes(), _FOLDERS, {"order": _MODULES}))

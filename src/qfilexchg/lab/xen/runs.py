@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from qfilexchg.dom0.cache import Say
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.errors import CallerError
 from qfilexchg.lab.xen import stages
@@ -60,6 +61,6 @@ async def down(machine: Machine) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def build(home: Home, say: Say) -> stages.Ready:
-    """What a developer's own machine goes on from."""
-    return stages.build(home, EDITOR, say)
+def build(home: Home, release: Release, say: Say) -> stages.Ready:
+    """What a developer's own machine of this release goes on from."""
+    return stages.build(home, release, EDITOR, say)

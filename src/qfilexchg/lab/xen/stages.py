@@ -20,6 +20,7 @@ from pathlib import Path
 
 from qfilexchg.dom0 import cache, programs
 from qfilexchg.dom0.cache import Say
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import template
 from qfilexchg.errors import CallerError
@@ -56,13 +57,15 @@ class Ready:
     stage: Stage
 
 
-def build(home: Home, editor: Path, say: Say) -> Ready:
-    """Make the machine, or find it in the cache; ``editor`` prepares its DisposableVMs. Raises a HostError.
+def build(home: Home, release: Release, editor: Path, say: Say) -> Ready:
+    """Make the machine, or find it in the cache. Its dom0 and its VMs are of this release; ``editor`` prepares its DisposableVMs.
+
+    Raises a HostError.
 
     It is found by the sources of the packages, as building those takes longer than starting it. Documentation is not counted.
     """
     home.make()
-    found = disk.build(home, say)
+    found = disk.build(home, release, say)
     empty, booted = _booted(home, found, say)
     code = [("editor", editor), ("stages", Path(__file__)), ("setup", _SETUP), ("booted", booted.state)]
 
@@ -73,7 +76,7 @@ def build(home: Home, editor: Path, say: Say) -> Ready:
     wanted = content()
 
     def make(folder: Path) -> None:
-        _make_parcel(home, folder / "parcel", editor, say)
+        _make_parcel(home, folder / "parcel", release, editor, say)
         if content() != wanted:
             raise SourcesChanged
         say("installing qfilexchg in dom0, and starting its VMs (about two minutes)")
@@ -130,14 +133,14 @@ async def _set_up(home: Home, found: Disk, parcel: Path, booted: Stage, stage: S
         await fresh.save(stage)
 
 
-def _make_parcel(home: Home, image: Path, editor: Path, say: Say) -> None:
+def _make_parcel(home: Home, image: Path, release: Release, editor: Path, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="parcel-", dir=image.parent) as name:
         packed = Path(name)
         (packed / "packages").mkdir()
         (packed / "template").mkdir()
         say("building the packages")
         programs.run_in_sight(str(_PACKAGE_BUILDER), str(packed / "packages"), deadline_s=_PACKAGES_DEADLINE_S)
-        booted = template.make(home, say)
+        booted = template.make(home, say, release=release)
         for file in (booted.kernel, booted.initrd, booted.root):
             os.link(file, packed / "template" / file.name)
         shutil.copyfile(editor, packed / "editor")
