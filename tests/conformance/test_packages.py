@@ -168,12 +168,12 @@ def test_units_rules_and_documentation_are_where_debian_looks_for_them(dom0: Pac
     documentation = {name.removesuffix(".gz") for name in dom0.files("usr/share/doc/qfilexchg-dom0")}
     assert {"README.md", "ARCHITECTURE.md", "PROTOCOL.md", "SECURITY.md", "CHANGELOG.md", "README.Debian", "copyright"} < documentation
     assert {
-        "lib/systemd/system/qfilexchg-vms.service",
-        "lib/systemd/system/qfilexchgd.service",
+        "usr/lib/systemd/system/qfilexchg-vms.service",
+        "usr/lib/systemd/system/qfilexchgd.service",
         "usr/lib/qfilexchg/python/qfilexchg/dom0/vms/xen/block",
         "usr/lib/systemd/user/qfilexchg-agent.service",
         "usr/lib/udev/rules.d/59-qfilexchg-dom0.rules",
-        "lib/modprobe.d/qfilexchg-dom0.conf",
+        "usr/lib/modprobe.d/qfilexchg-dom0.conf",
         "etc/xdg/autostart/qfilexchg-agent.desktop",
     } < dom0.files()
 
@@ -201,7 +201,7 @@ def test_the_entries_of_file_managers_are_where_each_looks_and_start_programs_th
         assert os.access(vm.root / program.removeprefix("/"), os.X_OK)
 
 
-@pytest.mark.parametrize("unit", ["lib/systemd/system/qfilexchgd.service", "usr/lib/systemd/user/qfilexchg-agent.service"])
+@pytest.mark.parametrize("unit", ["usr/lib/systemd/system/qfilexchgd.service", "usr/lib/systemd/user/qfilexchg-agent.service"])
 def test_systemd_understands_every_line_of_a_unit(dom0: Package, unit: str, tmp_path: Path) -> None:
     text = (dom0.root / unit).read_text()
     for program in ("/usr/sbin/qfilexchgd", "/usr/lib/qfilexchg/agent-window"):
