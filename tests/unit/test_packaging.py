@@ -15,6 +15,7 @@ from qfilexchg.dom0.cli import entry
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.exchange import policy
 from qfilexchg.dom0.home import XEN_DATA, XEN_RUN, Home
+from qfilexchg.dom0.platform import CAPABILITIES
 from qfilexchg.dom0.vms.xen import orders
 
 TOP = Path(__file__).resolve().parents[2]
@@ -48,6 +49,12 @@ def test_the_rules_of_udev_and_the_unit_name_the_folders_of_a_home_on_xen() -> N
     unit = (DOM0 / "qfilexchgd.service").read_text().splitlines()
     assert f"RuntimeDirectory={XEN_RUN.relative_to('/run')}" in unit
     assert f"StateDirectory={XEN_DATA.relative_to('/var/lib')}" in unit
+
+
+@pytest.mark.parametrize("unit", sorted(DOM0.glob("*.service")), ids=lambda unit: unit.name)
+def test_a_unit_is_not_tried_where_the_computer_is_not_dom0(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    assert {f"ConditionPathExists={CAPABILITIES}", f"ExecCondition=/bin/grep -q control_d {CAPABILITIES}"} < set(lines)
 
 
 def test_a_vm_without_a_desktop_gets_no_gtk_and_the_template_with_one_has_it() -> None:
