@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,15 @@ import pytest
 from qfilexchg.dom0 import configuration
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.exchange import policy
+from qfilexchg.dom0.platform import CAPABILITIES, HYPERVISOR, NotDom0
 from qfilexchg.dom0.vms.template import INSTALLED_PACKAGE
+from tests.calls import CALLS, NOT_ON_XEN
 
 TOP = Path(__file__).resolve().parents[2]
 CODE = "usr/lib/qfilexchg/python"
 SOURCES = ("LICENSE", "docs", "packaging", "pyproject.toml", "src", *sorted(path.name for path in TOP.glob("*.md")))
 BUILD_DEADLINE_S = 300
-NOT_ON_XEN = {"qxenstored"}
-"""Xen brings a store of its own."""
+without_xen = pytest.mark.skipif(CAPABILITIES.exists() or HYPERVISOR.exists(), reason="this computer runs Xen")
 
 
 @dataclass(frozen=True)
@@ -139,21 +141,49 @@ def test_every_command_of_dom0_is_there(dom0: Package) -> None:
     assert {str(program) for program in commands.values()} == {"usr/lib/qfilexchg/command"}
 
 
-def test_the_code_is_that_of_the_rooms_of_dom0_and_nothing_else(dom0: Package, checkout: Path) -> None:
+def test_the_code_is_that_of_the_rooms_of_dom0_without_qemu_and_nothing_else(dom0: Package, checkout: Path) -> None:
     source = checkout / "src"
     rooms = [source / "qfilexchg/__init__.py", source / "qfilexchg/errors.py"]
     for room in ("dom0", "protocol", "xenstore"):
         rooms += (path for path in (source / "qfilexchg" / room).rglob("*") if path.is_file())
-    expected = {str(path.relative_to(source)): path.read_bytes() for path in rooms}
+    qemu = {path for path in rooms if path.name == "doctor_qemu.py" or path.is_relative_to(source / "qfilexchg/dom0/vms/qemu")}
+    assert len(qemu) > 1
+    expected = {str(path.relative_to(source)): path.read_bytes() for path in rooms if path not in qemu}
     assert {name: (dom0.root / CODE / name).read_bytes() for name in dom0.files(CODE)} == expected
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - NOT_ON_XEN))
 def test_a_command_says_what_it_is_for_with_debians_python_alone(dom0: Package, name: str) -> None:
+    assert run(*unpacked(dom0, name), "--help").startswith(f"usage: {name}")
+
+
+def unpacked(dom0: Package, name: str) -> tuple[str, ...]:
+    """The command ``name`` of the package where it has been unpacked, by Debian's Python."""
     program = (dom0.root / "usr/lib/qfilexchg/command").read_text()
     assert program.startswith("#!/usr/bin/python3 -IS\n") and f'"/{CODE}"' in program
     here = program.replace(f'"/{CODE}"', repr(str(dom0.root / CODE))).replace("import sys\n", f"import sys\nsys.argv[0] = {name!r}\n", 1)
-    assert run("/usr/bin/python3", "-IS", "-B", "-c", here, "--help").startswith(f"usage: {name}")
+    return "/usr/bin/python3", "-IS", "-B", "-c", here
+
+
+@pytest.fixture
+def terminal() -> Iterator[int]:
+    """A terminal, as a person has one before them."""
+    ours, theirs = os.openpty()
+    yield theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+@without_xen
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_before_the_reboot_into_xen_a_command_says_that_it_does_not_run_and_what_to_do(
+    dom0: Package, call: tuple[str, ...], terminal: int
+) -> None:
+    # Before, each ended in a traceback, as the platform was then QEMU, whose library the package has not.
+    name, *arguments = call
+    command = [*unpacked(dom0, name), *arguments]
+    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (125 if name in ("qvm-run", "qvm-console") else 1, f"{name}: {NotDom0(under_xen=False)}\n")
 
 
 def test_both_packages_can_be_installed_beside_each_other(packages: dict[str, Package]) -> None:
@@ -201,10 +231,17 @@ def test_the_entries_of_file_managers_are_where_each_looks_and_start_programs_th
         assert os.access(vm.root / program.removeprefix("/"), os.X_OK)
 
 
-@pytest.mark.parametrize("unit", ["usr/lib/systemd/system/qfilexchgd.service", "usr/lib/systemd/user/qfilexchg-agent.service"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "usr/lib/systemd/system/qfilexchgd.service",
+        "usr/lib/systemd/system/qfilexchg-vms.service",
+        "usr/lib/systemd/user/qfilexchg-agent.service",
+    ],
+)
 def test_systemd_understands_every_line_of_a_unit(dom0: Package, unit: str, tmp_path: Path) -> None:
     text = (dom0.root / unit).read_text()
-    for program in ("/usr/sbin/qfilexchgd", "/usr/lib/qfilexchg/agent-window"):
+    for program in ("/usr/sbin/qfilexchgd", "/usr/bin/qfilexchg", "/usr/lib/qfilexchg/agent-window"):
         text = text.replace(f"={program}", "=/bin/true")
     copy = tmp_path / Path(unit).name
     copy.write_text(text.replace("Documentation=file:", "Documentation=https:"))

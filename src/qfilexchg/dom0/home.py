@@ -85,8 +85,8 @@ class Home:
     ) -> Home:
         """The home that the environment names, ``on`` this computer's platform unless another is named. Creates nothing.
 
-        Raises :exc:`HomeTooLong`, :exc:`OneHome`, and :exc:`RootNeeded` unless it is ``for_everybody``: for a command that only connects
-        to the daemon.
+        Raises :exc:`HomeTooLong`, :exc:`OneHome`, :exc:`platform.NotDom0`, and :exc:`RootNeeded` unless it is ``for_everybody``: for a
+        command that only connects to the daemon.
         """
         env = os.environ if environment is None else environment
         on = on or platform.here()

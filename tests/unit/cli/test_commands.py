@@ -10,9 +10,11 @@ import pytest
 
 from qfilexchg.dom0 import platform
 from qfilexchg.dom0.cli import __main__ as dispatcher
+from qfilexchg.dom0.cli import run as running
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.cli.run import harmless
-from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.platform import NotDom0, Platform
+from tests.calls import CALLS, NOT_ON_XEN
 
 BIN = Path(__file__).parents[3] / "bin"
 
@@ -56,6 +58,32 @@ class TestOnXenWithoutRoot:
         with pytest.raises(SystemExit) as ended:
             dispatcher.main([name, "--help"])
         assert ended.value.code == 0
+
+
+@pytest.fixture
+def before_xen(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A computer with Debian's package, which is for Xen, and without Xen. What is said of it."""
+    error = NotDom0(under_xen=False)
+
+    def here() -> Platform:
+        raise error
+
+    monkeypatch.setattr(platform, "here", here)
+    monkeypatch.setattr(os, "isatty", lambda _descriptor: True)
+    monkeypatch.setattr(running, "_terminal_size", lambda: (24, 80))
+    monkeypatch.setenv("DISPLAY", ":no-such-display")
+    return str(error)
+
+
+class TestBeforeTheComputerRunsXen:
+    @pytest.mark.parametrize("call", CALLS, ids=" ".join)
+    def test_a_command_says_so_and_what_to_do(self, call: tuple[str, ...], before_xen: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert dispatcher.main(call) in (1, 125)
+        said = capsys.readouterr()
+        assert (said.out, said.err) == ("", f"{call[0]}: {before_xen}\n")
+
+    def test_no_command_has_been_left_out(self) -> None:
+        assert {name for name, *_ in CALLS} == set(COMMANDS) - NOT_ON_XEN
 
 
 @pytest.mark.parametrize("name", COMMANDS)

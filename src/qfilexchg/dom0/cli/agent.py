@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from qfilexchg.dom0.cli.arguments import parser
@@ -53,10 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     ways.add_argument("--tty", dest="way", action="store_const", const="tty", help="ask on this terminal")
     ways.add_argument("--by", dest="way", choices=("gtk", *(program.name for program in dialog_programs.PROGRAMS), "tty"), help="ask so")
     way = args.parse_args(arguments).way
+    # Before there is a window: where no daemon can ever be, it would wait for one.
+    find_daemon = partial(connect, Home.from_environment(for_everybody=True).agent_socket)
     try:
-        status = _ask_in_windows(way)
+        status = _ask_in_windows(way, find_daemon)
         if status is None and way in (None, "tty") and (way or _has_terminal()):
-            status = _ask_on_terminal()
+            status = _ask_on_terminal(find_daemon)
     except BadMessage as error:
         raise Nonsense(error) from error
     except KeyboardInterrupt:
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _ask_in_windows(way: str | None) -> int | None:
+def _ask_in_windows(way: str | None, find_daemon: Callable[[], socket.socket]) -> int | None:
     """None where there is nothing to do it with."""
     if way == "tty" or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return None
@@ -81,13 +84,13 @@ def _ask_in_windows(way: str | None) -> int | None:
 
         notifications = Notifications()
         try:
-            return GtkAgent(_connect, notifications.show, Viewers().open).run()
+            return GtkAgent(find_daemon, notifications.show, Viewers().open).run()
         finally:
             notifications.close()
     if way != "gtk" and (found := dialog_programs.find(way)):
         notifications = Notifications()
         try:
-            return dialog_programs.ProgramAgent(*found, _connect, notifications.show, Viewers().open).run()
+            return dialog_programs.ProgramAgent(*found, find_daemon, notifications.show, Viewers().open).run()
         finally:
             notifications.close()
     return None
@@ -109,12 +112,8 @@ def _has_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _ask_on_terminal() -> int:
+def _ask_on_terminal(find_daemon: Callable[[], socket.socket]) -> int:
     if not _has_terminal():
         raise NoTerminal
-    with _connect() as connection:
+    with find_daemon() as connection:
         return TerminalAgent(connection, sys.stdin.fileno(), sys.stdout.fileno()).run()
-
-
-def _connect() -> socket.socket:
-    return connect(Home.from_environment(for_everybody=True).agent_socket)
