@@ -186,6 +186,15 @@ def test_before_the_reboot_into_xen_a_command_says_that_it_does_not_run_and_what
     assert (done.returncode, done.stderr) == (125 if name in ("qvm-run", "qvm-console") else 1, f"{name}: {NotDom0(under_xen=False)}\n")
 
 
+@without_xen
+def test_before_the_reboot_into_xen_the_doctor_finds_that_first(dom0: Package) -> None:
+    done = subprocess.run([*unpacked(dom0, "qfilexchg"), "doctor"], capture_output=True, text=True, timeout=60, check=False)
+    first, *others = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.fullmatch(rf"BAD   Xen +{re.escape(str(NotDom0(under_xen=False)))}", first)
+    assert others and "qemu" not in done.stdout.lower()
+
+
 def test_both_packages_can_be_installed_beside_each_other(packages: dict[str, Package]) -> None:
     assert not packages["qfilexchg-dom0"].files() & packages["qfilexchg-vm"].files()
 

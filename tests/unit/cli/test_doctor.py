@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from qfilexchg.dom0 import viewer
-from qfilexchg.dom0.cli import doctor, doctor_qemu
+from qfilexchg.dom0 import platform, viewer
+from qfilexchg.dom0.cli import doctor, doctor_qemu, doctor_xen
 from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.platform import NotDom0, Platform
 from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.qemu import acceleration
 
@@ -57,6 +57,26 @@ def test_where_vms_have_screens_it_is_said_what_shows_them(
 
 async def _emulated(_home: Home, _template: template.Template) -> acceleration.Choice:
     return acceleration.Choice(acceleration.Accelerator.TCG, "it is so here")
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_before_the_computer_runs_xen_that_is_the_first_finding_and_the_rest_is_what_needs_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: bool
+) -> None:
+    def here() -> Platform:
+        raise NotDom0(under_xen=False)
+
+    monkeypatch.setattr(platform, "here", here)
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(doctor_xen, "RULES", tmp_path / "missing.rules")
+    first, *others = doctor.checks()
+    assert first == Check("Xen", Verdict.BAD, str(NotDom0(under_xen=False)))
+    if root:
+        names = {check.what for check in others}
+        assert {"python", "xl", "disk", "template", "udev rules", "loop devices"} <= names
+        assert not names & {"qemu-system-x86_64", "savefile", "qfilexchgd", "xenstored", "keys", "agent"}
+    else:
+        assert ["put sudo before it" in check.said for check in others] == [True]
 
 
 def test_a_full_disk_is_bad(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

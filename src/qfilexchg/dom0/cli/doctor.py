@@ -14,9 +14,9 @@ from typing import assert_never
 from qfilexchg.dom0 import configuration, programs
 from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.platform import Platform
+from qfilexchg.dom0.platform import NotDom0, Platform
 from qfilexchg.dom0.vms import choice, savefile, services, template
-from qfilexchg.errors import QfilexchgError
+from qfilexchg.errors import CallerError, QfilexchgError
 
 PROGRAMS = {Platform.QEMU: ("qemu-system-x86_64", "mke2fs", "mkfs.fat"), Platform.XEN: ("xl", "mke2fs", "mkfs.fat")}
 BUILD_PROGRAMS = {
@@ -31,9 +31,32 @@ TEMPLATE_BYTES = 2 << 30
 
 def checks(home: Home | None = None) -> list[Check]:
     """Everything that is looked at, in the order in which it is needed. May take the seconds of a probe of KVM."""
-    found = home or Home.from_environment()
-    host = [*_python(), *_programs(found.platform), _rooms(found), _user_namespaces(), *_template(found), *_services(found)]
-    return [*host, *_platform(found)]
+    try:
+        found = home or Home.from_environment()
+    except NotDom0 as error:
+        return [Check("Xen", Verdict.BAD, str(error)), *_before_xen()]
+    return [*_host(found), *_template(found), *_services(found), *_platform(found)]
+
+
+def _before_xen() -> Iterator[Check]:
+    """What can be looked at before the computer runs Xen."""
+    from qfilexchg.dom0.cli import doctor_xen
+
+    try:
+        home = Home.from_environment(on=Platform.XEN)
+    except CallerError as error:
+        yield Check("the rest", Verdict.NOTE, str(error))
+        return
+    yield from _host(home)
+    yield next(_template(home))  # only Xen can tell whether the savefile is fresh
+    yield from asyncio.run(doctor_xen.installed(home))
+
+
+def _host(home: Home) -> Iterator[Check]:
+    yield from _python()
+    yield from _programs(home.platform)
+    yield _rooms(home)
+    yield _user_namespaces()
 
 
 def _platform(home: Home) -> list[Check]:
