@@ -217,6 +217,21 @@ def test_units_rules_and_documentation_are_where_debian_looks_for_them(dom0: Pac
     } < dom0.files()
 
 
+def test_no_file_is_named_by_a_link_of_merged_usr(packages: dict[str, Package]) -> None:
+    # lintian of Debian 12 does not look for it.
+    names = {name for package in packages.values() for name in package.files()}
+    assert not [name for name in names if name.startswith(("bin/", "lib/", "lib64/", "sbin/"))]
+
+
+@pytest.mark.parametrize("name", ["qfilexchg-dom0", "qfilexchg-vm"])
+def test_what_is_installed_enables_the_units_that_are_to_be_enabled(packages: dict[str, Package], name: str) -> None:
+    # debhelper of Debian 12 sees no units below /usr/lib by itself.
+    units = packages[name].root / "usr/lib/systemd/system"
+    wanted = {unit.name for unit in units.glob("*.service") if "[Install]" in unit.read_text()}
+    script = run("dpkg-deb", "-I", str(packages[name].deb), "postinst")
+    assert wanted and {unit for unit in wanted if f"deb-systemd-helper enable '{unit}'" in script} == wanted
+
+
 def test_the_entries_of_file_managers_are_where_each_looks_and_start_programs_that_are_there(packages: dict[str, Package]) -> None:
     vm = packages["qfilexchg-vm"]
     entries = {
