@@ -17,7 +17,8 @@ from pathlib import Path
 
 from qfilexchg.dom0.debian import host_release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import template
+from qfilexchg.dom0.vms import recipe
+from qfilexchg.dom0.vms.template import Contents
 from qfilexchg.lab.xen import stages
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -44,9 +45,9 @@ def xen_machine(home: Home) -> stages.Ready:
 
 def main() -> None:
     with home_of_its_own() as home:
-        template.make(home, _say)
+        recipe.make(home, Contents(host_release()), _say)
         xen_machine(home)
-        template.make(home, _say, desktop=True)
+        recipe.make(home, Contents(host_release(), desktop=True), _say)
 
 
 def _say(line: str) -> None:

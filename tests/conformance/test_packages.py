@@ -19,7 +19,7 @@ from qfilexchg.dom0 import configuration
 from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.exchange import policy
 from qfilexchg.dom0.platform import CAPABILITIES, HYPERVISOR, NotDom0
-from qfilexchg.dom0.vms.template import INSTALLED_PACKAGE
+from qfilexchg.dom0.vms.recipe import INSTALLED_PACKAGE
 from tests.calls import CALLS, NOT_ON_XEN
 
 TOP = Path(__file__).resolve().parents[2]

@@ -72,3 +72,29 @@ def test_content_and_names_both_count(tmp_path: Path) -> None:
     (tmp_path / "y").write_text("bc")
     hashes.add(cache.content_hash(files))
     assert len(hashes) == 3
+
+
+def test_what_is_made_anew_is_another_folder_and_the_one_that_is_found_from_then_on(tmp_path: Path) -> None:
+    first = cache.made(tmp_path / "0a", fill, print)
+    again = cache.made(tmp_path / "0a", fill, print, anew=True)
+    third = cache.made(tmp_path / "0a", fill, print, anew=True)
+    assert [path.name for path in (first, again, third)] == ["0a", "0a.2", "0a.3"]
+    assert cache.made(tmp_path / "0a", fill, print) == third
+
+
+def test_the_tenth_of_a_name_comes_after_the_ninth(tmp_path: Path) -> None:
+    for number in (2, 9, 10):
+        (tmp_path / f"0a.{number}").mkdir()
+    assert cache.made(tmp_path / "0a", fill, print).name == "0a.10"
+
+
+def test_what_was_never_made_is_made_under_its_name_even_when_it_is_to_be_made_anew(tmp_path: Path) -> None:
+    assert cache.made(tmp_path / "0a", fill, print, anew=True).name == "0a"
+
+
+def test_what_is_still_needed_is_kept_however_long_nobody_has_asked_for_it(tmp_path: Path) -> None:
+    for name in ("0a", "0b"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    cache.prune(tmp_path, keep=0, kept={tmp_path / "0a"})
+    assert names(tmp_path) == ["0a"]

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,15 +37,27 @@ def tree(folder: Path) -> list[tuple[str, Path]]:
     return [(str(file.relative_to(folder)), file) for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
-def made(folder: Path, make: Callable[[Path], None], say: Say, *, keep: int | None = None) -> Path:
-    """``folder``, which ``make`` fills where it is not there yet. ``say`` is told when another build has to be waited for.
+def made(
+    folder: Path,
+    make: Callable[[Path], None],
+    say: Say,
+    *,
+    anew: bool = False,
+    keep: int | None = None,
+    kept: AbstractSet[Path] = frozenset(),
+) -> Path:
+    """Return ``folder``, which ``make`` fills where it is not there yet. ``say`` is told when another build has to be waited for.
 
-    ``keep`` is how many of those beside it, the last used ones, are kept at most.
+    With ``anew`` it is made again, beside the last one, under its name and the next number: ``made`` returns the last one then, and
+    from then on. ``keep`` is how many of those beside it, the last used ones, are kept at most. Those in ``kept`` always are.
 
     What ``make`` raises is raised; nothing is left then but a folder aside, which the next build of anything beside it removes.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / ".lock", say):
+        folder = _last(folder)
+        if anew and folder.exists():
+            folder = folder.with_name(f"{folder.stem}.{_number(folder) + 1}")
         if not folder.exists():
             for left in folder.parent.glob(_aside("*")):
                 shutil.rmtree(left, ignore_errors=True)
@@ -53,19 +66,34 @@ def made(folder: Path, make: Callable[[Path], None], say: Say, *, keep: int | No
             make(aside)
             aside.rename(folder)
         os.utime(folder)
-        prune(folder.parent, keep)
+        prune(folder.parent, keep, kept)
     return folder
+
+
+def _last(folder: Path) -> Path:
+    """The last that was made of those of this name, or the name itself."""
+    return max(folder.parent.glob(f"{folder.name}.*"), key=_number, default=folder)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.suffix.removeprefix(".") or 1)
 
 
 def _aside(name: str) -> str:
     return f".{name}.building"
 
 
-def prune(folders: Path, keep: int | None = None) -> None:
-    """Delete what nobody has asked for in a long time, and what exceeds ``keep``. Whoever has a file of it open keeps that."""
+def remove(folder: Path, say: Say) -> None:
+    """Delete a folder that nothing needs any more. Whoever has a file of it open keeps that."""
+    with _locked(folder.parent / ".lock", say):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(folders: Path, keep: int | None = None, kept: AbstractSet[Path] = frozenset()) -> None:
+    """Delete what nobody has asked for in a long time, and what exceeds ``keep``, except those in ``kept``."""
     used = sorted(((folder.stat().st_mtime, folder) for folder in folders.glob("[0-9a-f]*")), reverse=True)
     for number, (time_s, folder) in enumerate(used):
-        if time_s < time.time() - KEEP_UNUSED_S or (keep is not None and number >= keep):
+        if folder not in kept and (time_s < time.time() - KEEP_UNUSED_S or (keep is not None and number >= keep)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from qfilexchg.dom0.programs import ProgramMissing, find_program, output, run_in_sight
+from qfilexchg.dom0.programs import ProgramFailed, ProgramMissing, find_program, output, run_in_sight
+from qfilexchg.errors import HostError
 
 _BUILD_DEADLINE_S = 1800.0
 _APT_DEADLINE_S = 60.0
@@ -27,6 +28,20 @@ class Release(enum.Enum):
 
     BOOKWORM = "bookworm"
     TRIXIE = "trixie"
+
+
+class InstallFailed(HostError):
+    """Debian's packages could not be installed. mmdebstrap has said why."""
+
+    def __init__(self, release: Release) -> None:
+        super().__init__(release)
+        self.release = release
+
+    def __str__(self) -> str:
+        return (
+            f"Debian {self.release.value} could not be installed: the lines of mmdebstrap above say why, as when a mirror cannot be reached "
+            "or Debian has no such package. Nothing was changed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +73,8 @@ def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Ma
     """Install ``packages``, names or files, and all they need, into ``workshop``, an empty folder that others may look into.
 
     ``hooks`` are programs, by the stage of mmdebstrap at which they are called with the root's folder. mmdebstrap's own progress
-    goes to standard error. Raises :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
+    goes to standard error. Raises :exc:`InstallFailed`, :exc:`~qfilexchg.dom0.programs.ProgramMissing` or
+    :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
     """
     archive, root = workshop / "root.tar", Root(workshop / "root", workshop / "owners", 0)
     include = [f"--include={package}" for package in packages]
@@ -67,12 +83,21 @@ def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Ma
     # The host's mirrors and proxies are nobody's business in a VM.
     forget = '--customize-hook=rm -f "$1/etc/apt/sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap"'
     command = ("mmdebstrap", "--variant=minbase", *include, *called, *fetching, forget)
-    _run(*command, release.value, str(archive), *_mirrors(release), env=environment)
+    try:
+        _run(*command, release.value, str(archive), *_mirrors(release), env=environment)
+    except ProgramFailed as error:
+        raise InstallFailed(release) from error
     root.folder.mkdir()
     _run("fakeroot", "-s", str(root.owners), "--", "tar", "-C", str(root.folder), "-xf", str(archive))
     size_bytes = archive.stat().st_size
     archive.unlink()
     return Root(root.folder, root.owners, size_bytes)
+
+
+def versions(root: Root) -> str:
+    """Return the packages in ``root``, a line each with its version."""
+    shown = "${Package} ${Version}\\n"
+    return output("dpkg-query", f"--admindir={root.folder}/var/lib/dpkg", "--show", "-f", shown, deadline_s=_APT_DEADLINE_S).decode("ascii")
 
 
 def make_disk(root: Root, image: Path, size_bytes: int, options: Sequence[str]) -> None:

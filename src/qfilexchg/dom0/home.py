@@ -167,6 +167,11 @@ class Home:
         return self.data / "template"
 
     @property
+    def templates(self) -> Path:
+        """A link for each release of Debian, to the template of VMs that are to be of this release."""
+        return self.data / "templates"
+
+    @property
     def vms(self) -> Path:
         """A folder for each VM that is not somebody else's."""
         return self.data / "vms"

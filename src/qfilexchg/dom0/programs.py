@@ -34,6 +34,7 @@ _PACKAGES = {
     "mkfs.fat": "dosfstools",
     "dh": "debhelper",
     "dpkg-buildpackage": "dpkg-dev",
+    "dpkg-query": "dpkg",
     "fakeroot": "fakeroot",
     "gzip": "gzip",
     "lz4": "lz4",

@@ -152,8 +152,8 @@ class NoProgram(CallerError):
 
     def __str__(self) -> str:
         return (
-            f"no program in the DisposableVM opens {printable(self.name)}: check its extension, or have a program for it installed "
-            "in the template"
+            f"no program in the DisposableVM opens {printable(self.name)}: check its extension, or have one installed in dom0 "
+            "by 'qvm-template install PACKAGE'"
         )
 
 

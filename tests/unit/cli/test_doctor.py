@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from qfilexchg.dom0 import platform, viewer
 from qfilexchg.dom0.cli import doctor, doctor_qemu, doctor_xen
 from qfilexchg.dom0.cli.findings import Check, Verdict
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import NotDom0, Platform
 from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.qemu import acceleration
+from qfilexchg.dom0.vms.template import Contents
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_where_vms_have_screens_it_is_said_what_shows_them(
     made.folder.mkdir()
     template.use(home, made)
     assert "screens" not in {check.what for check in doctor_qemu.checks(home)}
-    made.mark_desktop()
+    made.describe(Contents(Release.TRIXIE, desktop=True), time.time())
     (screens,) = (check for check in doctor_qemu.checks(home) if check.what == "screens")
     assert screens.verdict is verdict and (installed or viewer.PACKAGE) in screens.said
 

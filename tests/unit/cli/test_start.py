@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 
 from qfilexchg.dom0 import viewer
 from qfilexchg.dom0.cli import __main__, vms
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.vms import template
 from qfilexchg.dom0.vms.collection import Label
 from qfilexchg.dom0.vms.hypervisor import VmId
 from qfilexchg.dom0.vms.machines import Machines, NotRunning
+from qfilexchg.dom0.vms.template import Contents
 from qfilexchg.protocol.names import DomainId, VmName
 
 WORK = VmName.parse("work")
@@ -29,7 +32,7 @@ class Scene:
         made = template.Template(folder / "made")
         made.folder.mkdir()
         if desktop:
-            made.mark_desktop()
+            made.describe(Contents(Release.TRIXIE, desktop=True), time.time())
         template.use(self.machines._home, made)
         self.runs = False
         self.started = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import Platform
 from qfilexchg.dom0.vms import template
@@ -18,6 +20,7 @@ from qfilexchg.dom0.vms.collection import SAVED_VM, Label
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines, NoScreen, NotRunning, StillRunning
 from qfilexchg.dom0.vms.qemu import command
+from qfilexchg.dom0.vms.template import Contents
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.server import Server
 from tests.fakes.qemu import FakeQemu
@@ -86,8 +89,8 @@ async def test_one_that_waits_to_be_woken_is_not_asked_to_shut_down(tmp_path: Pa
 async def test_the_screen_of_a_vm_is_the_socket_that_its_qemu_serves(tmp_path: Path) -> None:
     async with scene(tmp_path) as here:
         use_template(here.home, desktop=True)
-        here.machines.require_screen()
         vm = await here.start("work")
+        here.machines.require_screen(vm.name)
         with pytest.raises(NoScreen, match="started from a template without a desktop"):
             await here.machines.screen(vm.name)
         with closing(socket.socket(socket.AF_UNIX)) as listener:
@@ -101,22 +104,23 @@ async def test_the_screen_of_a_vm_is_the_socket_that_its_qemu_serves(tmp_path: P
 async def test_a_plain_template_has_no_screen_and_it_is_said_what_makes_one(tmp_path: Path) -> None:
     async with scene(tmp_path) as here:
         use_template(here.home, desktop=False)
+        vm = await here.start("work")
         with pytest.raises(NoScreen, match="qvm-template build --desktop"):
-            here.machines.require_screen()
+            here.machines.require_screen(vm.name)
 
 
 async def test_xen_has_no_screen(tmp_path: Path) -> None:
     async with scene(tmp_path) as here:
         on_xen = Machines(replace(here.home, platform=Platform.XEN), here.machines.toolstack)
         with pytest.raises(NoScreen, match="on Xen"):
-            on_xen.require_screen()
+            on_xen.require_screen(VmName.parse("work"))
 
 
 def use_template(home: Home, *, desktop: bool) -> None:
     made = template.Template(home.cache / "made")
     made.folder.mkdir()
     if desktop:
-        made.mark_desktop()
+        made.describe(Contents(Release.TRIXIE, desktop=True), time.time())
     template.use(home, made)
 
 

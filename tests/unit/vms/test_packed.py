@@ -33,7 +33,7 @@ def test_whatever_way_debian_packs_it_in_it_is_unpacked(packed: object) -> None:
 
 
 def test_an_unknown_packing_is_named_with_its_first_bytes() -> None:
-    with pytest.raises(PackingUnknown, match=r"the module x\.ko\.bz2 is packed in an unknown way .*42 5a 68 39.*gzip, xz, zstd, lz4"):
+    with pytest.raises(PackingUnknown, match=r"the module x\.ko\.bz2 is packed in an unknown way .*42 5a 68 39.*gzip, xz, zstd, lz4, none"):
         unpack(b"BZh9abcdefgh", "the module x.ko.bz2")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,66 +8,27 @@ import pytest
 
 from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms.template import DESKTOP_RECIPE, RECIPE, BadTemplate, Template, TemplateMissing, current, existing, recipe_hash
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    file = tmp_path / "vm.deb"
-    file.write_bytes(b"package")
-    return file
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(RECIPE, tmp_path / "image"))
-
-
-def test_a_template_is_named_by_its_recipe_wherever_that_lies(recipe: Path, package: Path) -> None:
-    assert recipe_hash(Release.TRIXIE, recipe, package) == recipe_hash(Release.TRIXIE, RECIPE, package)
-
-
-def test_another_release_and_any_change_of_the_recipe_or_the_package_name_another_template(recipe: Path, package: Path) -> None:
-    names = {recipe_hash(Release.TRIXIE, recipe, package)}
-    (recipe / "packages").write_text((recipe / "packages").read_text() + "strace\n")
-    names.add(recipe_hash(Release.TRIXIE, recipe, package))
-    (recipe / "masked-units").rename(recipe / "masked")
-    names.add(recipe_hash(Release.TRIXIE, recipe, package))
-    package.write_bytes(b"another")
-    names.add(recipe_hash(Release.TRIXIE, recipe, package))
-    names.add(recipe_hash(Release.BOOKWORM, recipe, package))
-    assert len(names) == 5
-
-
-def test_a_desktop_that_is_laid_over_names_another_template_and_leaves_the_plain_ones_name(recipe: Path, package: Path) -> None:
-    plain, over = recipe_hash(Release.TRIXIE, recipe, package), recipe_hash(Release.TRIXIE, recipe, package, DESKTOP_RECIPE)
-    assert recipe_hash(Release.TRIXIE, recipe, package) == plain != over
-    (recipe / "init").write_text("another")
-    assert recipe_hash(Release.TRIXIE, recipe, package, DESKTOP_RECIPE) != over
-
-
-def test_the_desktop_has_all_that_the_plain_template_has_but_its_kernel() -> None:
-    plain, desktop = (set((recipe / "packages").read_text().split()) for recipe in (RECIPE, DESKTOP_RECIPE))
-    assert plain - desktop == {"linux-image-cloud-amd64"} and "linux-image-amd64" in desktop
+from qfilexchg.dom0.vms.template import (
+    BadTemplate,
+    Contents,
+    Template,
+    TemplateMissing,
+    current,
+    existing,
+    images,
+    kept,
+    replace,
+    use,
+    used,
+)
 
 
 def test_a_desktop_needs_more_memory(tmp_path: Path) -> None:
     template = Template(tmp_path)
     assert not template.has_desktop
     plain_mib = template.memory_min_mib
-    template.mark_desktop()
+    template.describe(Contents(Release.TRIXIE, desktop=True), 0)
     assert template.has_desktop and template.memory_min_mib > plain_mib
-
-
-def test_moving_bytes_from_one_file_to_the_next_names_another_template(tmp_path: Path, package: Path) -> None:
-    names = set()
-    for number, contents in enumerate((("ab", "c"), ("a", "bc"))):
-        recipe = tmp_path / str(number)
-        recipe.mkdir()
-        for name, content in zip("xy", contents, strict=True):
-            (recipe / name).write_text(content)
-        names.add(recipe_hash(Release.TRIXIE, recipe, package))
-    assert len(names) == 2
 
 
 def test_no_template_is_said_with_the_command_that_builds_one(tmp_path: Path) -> None:
@@ -78,14 +40,113 @@ def test_no_template_is_said_with_the_command_that_builds_one(tmp_path: Path) ->
         current(home)
 
 
-def test_units_are_masked_once_each_in_order() -> None:
-    units = (RECIPE / "masked-units").read_text().split()
-    assert units == sorted(set(units))
-
-
 def test_a_folder_without_a_template_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(BadTemplate, match=str(tmp_path)):
         existing(tmp_path)
     for name in ("kernel", "initrd", "root.img"):
         (tmp_path / name).touch()
     assert existing(tmp_path).folder == tmp_path
+
+
+NOW_S = 1_800_000_000.0
+PLAIN = Contents(Release.TRIXIE)
+
+
+def home_of(name: str, tmp_path: Path) -> Home:
+    """One of several homes that share a cache."""
+    home = Home(tmp_path / name, tmp_path / name / "run", tmp_path / "cache")
+    home.make()
+    return home
+
+
+def made(home: Home, name: str, contents: Contents = PLAIN, age_days: float = 0) -> Template:
+    """A template in the cache."""
+    template = Template(images(home) / name)
+    template.folder.mkdir(parents=True)
+    template.describe(contents, NOW_S - age_days * 86400)
+    return template
+
+
+def test_what_is_in_it_and_when_it_was_made_is_written_down(tmp_path: Path) -> None:
+    contents = Contents(Release.BOOKWORM, desktop=True, packages=("gimp", "vlc"))
+    template = made(home_of("one", tmp_path), "aa", contents)
+    assert (template.contents, template.made_s) == (contents, NOW_S)
+
+
+@pytest.mark.parametrize("about", ["", "{}", "[]", '{"release": "sid", "desktop": false, "packages": []}'])
+def test_one_that_does_not_say_what_is_in_it_is_as_old_as_its_disk(tmp_path: Path, about: str) -> None:
+    template = Template(tmp_path)
+    template.about.write_text(about)
+    template.root.touch()
+    os.utime(template.root, (NOW_S, NOW_S))
+    assert (template.contents, template.made_s, template.has_desktop) == (None, NOW_S, False)
+
+
+@pytest.mark.parametrize(("age_days", "stale"), [(-1, False), (0, False), (30.9, False), (31, True), (400, True)])
+def test_one_of_more_than_thirty_days_is_said_to_be_old_with_the_cure(tmp_path: Path, age_days: float, stale: bool) -> None:
+    said = made(home_of("one", tmp_path), "aa", age_days=age_days).stale(NOW_S)
+    assert (said is not None) == stale
+    if said:
+        assert f"{age_days} days old" in said and "'qvm-template update'" in said
+
+
+def test_a_vm_that_names_a_release_boots_from_the_last_template_of_it_that_was_used(tmp_path: Path) -> None:
+    home = home_of("one", tmp_path)
+    old, new = made(home, "aa", Contents(Release.BOOKWORM)), made(home, "bb", Contents(Release.TRIXIE))
+    for template in (old, new):
+        use(home, template)
+    assert (current(home), current(home, Release.TRIXIE), current(home, Release.BOOKWORM)) == (new, new, old)
+
+
+def test_no_template_of_a_release_is_said_with_the_command_that_builds_one(tmp_path: Path) -> None:
+    home = home_of("one", tmp_path)
+    use(home, made(home, "aa", Contents(Release.TRIXIE)))
+    with pytest.raises(TemplateMissing, match="qvm-template build --release bookworm"):
+        current(home, Release.BOOKWORM)
+
+
+def test_a_new_one_takes_the_place_of_the_old_one_which_goes(tmp_path: Path) -> None:
+    home = home_of("one", tmp_path)
+    other, old, new = (
+        made(home, name, Contents(release))
+        for name, release in (("aa", Release.BOOKWORM), ("bb", Release.TRIXIE), ("cc", Release.TRIXIE))
+    )
+    for template in (other, old):
+        use(home, template)
+    replace(home, old, new, print)
+    assert used(home) == {new.folder: [None, Release.TRIXIE], other.folder: [Release.BOOKWORM]}
+    assert sorted(path.name for path in images(home).glob("[a-f]*")) == ["aa", "cc"]
+
+
+def test_one_of_a_release_that_no_other_vm_boots_from_is_replaced_for_those_alone_that_name_it(tmp_path: Path) -> None:
+    home = home_of("one", tmp_path)
+    old, default, new = (
+        made(home, name, Contents(release))
+        for name, release in (("aa", Release.BOOKWORM), ("bb", Release.TRIXIE), ("cc", Release.BOOKWORM))
+    )
+    for template in (old, default):
+        use(home, template)
+    replace(home, old, new, print)
+    assert (current(home), current(home, Release.BOOKWORM)) == (default, new)
+
+
+def test_one_that_another_home_boots_from_stays_until_that_home_is_gone(tmp_path: Path) -> None:
+    one, other = home_of("one", tmp_path), home_of("other", tmp_path)
+    old, new, newer = (made(one, name) for name in ("aa", "bb", "cc"))
+    use(one, old)
+    use(other, old)
+    replace(one, old, new, print)
+    assert old.folder.exists() and kept(one.cache) == {old.folder, new.folder}
+    shutil.rmtree(other.data)
+    assert kept(one.cache) == {new.folder}
+    replace(one, new, newer, print)
+    assert not new.folder.exists()
+
+
+def test_one_that_was_built_elsewhere_is_never_deleted(tmp_path: Path) -> None:
+    home = home_of("one", tmp_path)
+    foreign = Template(tmp_path / "elsewhere")
+    foreign.folder.mkdir()
+    use(home, foreign)
+    replace(home, foreign, made(home, "aa"), print)
+    assert foreign.folder.exists()

@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
@@ -16,13 +17,14 @@ from qfilexchg.dom0.cli.findings import Check, Verdict
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import NotDom0, Platform
 from qfilexchg.dom0.vms import choice, savefile, services, template
+from qfilexchg.dom0.vms.packed import UNPACKERS
 from qfilexchg.errors import CallerError, QfilexchgError
 
 PROGRAMS = {Platform.QEMU: ("qemu-system-x86_64", "mke2fs", "mkfs.fat"), Platform.XEN: ("xl", "mke2fs", "mkfs.fat")}
 BUILD_PROGRAMS = {
-    Platform.QEMU: ("mmdebstrap", "fakeroot", "tar", "dh", "dpkg-buildpackage"),
+    Platform.QEMU: ("mmdebstrap", "fakeroot", "tar", *UNPACKERS, "cpio", "modprobe", "dh", "dpkg-buildpackage"),
     # Where the package of the VM side comes along, and the template may be built on another computer.
-    Platform.XEN: ("mmdebstrap", "fakeroot", "tar"),
+    Platform.XEN: ("mmdebstrap", "fakeroot", "tar", *UNPACKERS, "cpio", "modprobe"),
 }
 PYTHON = (3, 11)
 TEMPLATE_BYTES = 2 << 30
@@ -138,7 +140,8 @@ def _template(home: Home) -> Iterator[Check]:
     except QfilexchgError as error:
         yield Check("template", Verdict.BAD, str(error))
         return
-    yield Check("template", Verdict.GOOD, str(found.folder))
+    stale = found.stale(time.time())
+    yield Check("template", Verdict.NOTE if stale else Verdict.GOOD, stale or str(found.folder))
     yield _savefile(home)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from qfilexchg.dom0 import configuration, viewer
-from qfilexchg.dom0.cli.arguments import parser, vm_name
+from qfilexchg.dom0.cli.arguments import parser, release, vm_name
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.collection import Label
 from qfilexchg.dom0.vms.machines import SHUTDOWN_DEADLINE_S, Machines, NotRunning
@@ -38,11 +38,13 @@ def create(arguments: Sequence[str]) -> int:
     args.add_argument("name", type=vm_name, metavar="NAME")
     colours = [label.value for label in Label]
     args.add_argument("--label", choices=colours, default=Label.RED.value, metavar="COLOUR", help=f"{', '.join(colours)} (default: red)")
+    what = "let it boot from the template of this release of Debian, whichever the other VMs boot from ('qvm-template build --release')"
+    args.add_argument("--release", type=release, metavar="RELEASE", help=what)
     args.add_argument("--memory", type=_memory, metavar="MB", help="memory in MiB (default: vm_memory_mb of the settings)")
     options = args.parse_args(arguments)
     home = Home.from_environment()
     memory_mib = options.memory or configuration.load((configuration.SYSTEM_FILE, home.configuration)).vm_memory_mb
-    asyncio.run(Machines(home).create(options.name, Label(options.label), memory_mib))
+    asyncio.run(Machines(home).create(options.name, Label(options.label), memory_mib, options.release))
     return 0
 
 
@@ -65,7 +67,7 @@ async def _start_with_screen(machines: Machines, name: VmName) -> None:
     try:
         socket = await machines.screen(name)
     except NotRunning:
-        machines.require_screen()
+        machines.require_screen(name)
         await machines.start(name, _say)
         socket = await machines.screen(name)
     viewer.show(socket)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from qfilexchg.dom0.debian import Release
 from qfilexchg.errors import CallerError
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import DISPOSABLE, DOM0, DOMAIN_ID_MAX, DomainId, VmName
@@ -34,8 +35,8 @@ CREATE TABLE IF NOT EXISTS vm (
 CREATE TABLE IF NOT EXISTS last_domain (id INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS last_disposable (number INTEGER NOT NULL) STRICT;
 """
-_ADDED_COLUMNS = {"asker": "TEXT", "preloaded": "INTEGER NOT NULL DEFAULT 0"}
-"""What a collection made before there were DisposableVMs lacks."""
+_ADDED_COLUMNS = {"asker": "TEXT", "preloaded": "INTEGER NOT NULL DEFAULT 0", "release": "TEXT"}
+"""What an older collection lacks."""
 
 _DISPOSABLE_PREFIX = "disp"
 SAVED_VM = VmName.parse("default-dvm")
@@ -78,6 +79,8 @@ class Vm:
     :data:`SAVED_VM` where a new savefile is tried with it.
     """
     preloaded: bool = False
+    release: Release | None = None
+    """Of Debian, whose template an AppVM boots from; None: from whichever its home boots VMs from."""
 
 
 class NoSuchVm(CallerError):
@@ -126,14 +129,14 @@ class Collection:
                 raise
             database.execute("COMMIT")
 
-    def add(self, name: VmName, label: Label, memory_mib: int) -> Vm:
+    def add(self, name: VmName, label: Label, memory_mib: int, release: Release | None = None) -> Vm:
         """Record a new AppVM. Raises :exc:`NameTaken`."""
         for word in (DOM0, DISPOSABLE, SAVED_VM):
             if name.lower() == word:
                 raise NameTaken(name, word)
         if name.lower().removeprefix(_DISPOSABLE_PREFIX).isdecimal():
             raise NameTaken(name, f"{_DISPOSABLE_PREFIX}N of DisposableVMs")
-        vm = Vm(name, uuid.uuid4(), Kind.APP, label, memory_mib, datetime.now(UTC))
+        vm = Vm(name, uuid.uuid4(), Kind.APP, label, memory_mib, datetime.now(UTC), release=release)
         with self._transaction() as database:
             if row := database.execute("SELECT name FROM vm WHERE name = ?", (name,)).fetchone():
                 raise NameTaken(name, row[0])
@@ -191,15 +194,15 @@ class Collection:
             return DomainId(_next(database, _LAST_DOMAIN, DOMAIN_ID_MAX))
 
 
-_SELECT = "SELECT name, uuid, kind, label, memory_mib, created, asker, preloaded FROM vm"
-_INSERT = "INSERT INTO vm (name, uuid, kind, label, memory_mib, created, asker, preloaded) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_SELECT = "SELECT name, uuid, kind, label, memory_mib, created, asker, preloaded, release FROM vm"
+_INSERT = "INSERT INTO vm (name, uuid, kind, label, memory_mib, created, asker, preloaded, release) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LAST_DOMAIN = ("SELECT id FROM last_domain", "DELETE FROM last_domain", "INSERT INTO last_domain (id) VALUES (?)")
 _LAST_DISPOSABLE = ("SELECT number FROM last_disposable", "DELETE FROM last_disposable", "INSERT INTO last_disposable (number) VALUES (?)")
 
 
 def _insert(database: sqlite3.Connection, vm: Vm) -> None:
-    values = (vm.name, str(vm.uuid), vm.kind.value, vm.label.value, vm.memory_mib, vm.created.isoformat(), vm.asker, int(vm.preloaded))
-    database.execute(_INSERT, values)
+    made = (vm.name, str(vm.uuid), vm.kind.value, vm.label.value, vm.memory_mib, vm.created.isoformat())
+    database.execute(_INSERT, (*made, vm.asker, int(vm.preloaded), vm.release and vm.release.value))
 
 
 def _next(database: sqlite3.Connection, counter: tuple[str, str, str], most: int) -> int:
@@ -212,8 +215,9 @@ def _next(database: sqlite3.Connection, counter: tuple[str, str, str], most: int
     return number
 
 
-def _vm(row: tuple[str, str, str, str, int, str, str | None, int]) -> Vm:
-    name, uuid, kind, label, memory_mib, created, asker, preloaded = row
+def _vm(row: tuple[str, str, str, str, int, str, str | None, int, str | None]) -> Vm:
+    name, uuid, kind, label, memory_mib, created, asker, preloaded, release = row
     made = datetime.fromisoformat(created)
     made_for = VmName(asker) if asker else None
-    return Vm(VmName(name), UUID(uuid), Kind(kind), Label(label), memory_mib, made, made_for, bool(preloaded))
+    of = Release(release) if release else None
+    return Vm(VmName(name), UUID(uuid), Kind(kind), Label(label), memory_mib, made, made_for, bool(preloaded), of)

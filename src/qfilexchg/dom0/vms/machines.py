@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from qfilexchg.dom0 import programs
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import Platform
 from qfilexchg.dom0.vms import choice, restoring, run, services, template
@@ -88,10 +90,13 @@ class Machines:
         self.collection = Collection(home.collection)
         self.toolstack = toolstack or choice.toolstack(home)
 
-    async def create(self, name: VmName, label: Label, memory_mib: int) -> Vm:
-        """Record a new VM and make its private disk. Raises :exc:`~qfilexchg.dom0.vms.collection.NameTaken`."""
-        template.current(self._home)
-        vm = self.collection.add(name, label, memory_mib)
+    async def create(self, name: VmName, label: Label, memory_mib: int, release: Release | None = None) -> Vm:
+        """Record a new VM and make its private disk. With a ``release`` of Debian it boots from the template of that.
+
+        Raises :exc:`~qfilexchg.dom0.vms.collection.NameTaken` or :exc:`~qfilexchg.dom0.vms.template.TemplateMissing`.
+        """
+        template.current(self._home, release)
+        vm = self.collection.add(name, label, memory_mib, release)
         try:
             folder = self._home.vm(name)
             folder.mkdir(mode=0o700, parents=True)
@@ -153,7 +158,10 @@ class Machines:
         vm = self.collection.get(name)
         if vm.kind is Kind.DISPOSABLE:
             raise NotStarted(vm.name)
-        made_of = await self.toolstack.basis(vm.memory_mib)
+        booted = template.current(self._home, vm.release)
+        if stale := booted.stale(time.time()):
+            say(stale)
+        made_of = await self.toolstack.basis(vm.memory_mib, booted)
         with services.toolstack_lock(self._home):
             for service in services.start(self._home):
                 say(f"{service} started")
@@ -165,11 +173,11 @@ class Machines:
             await self.toolstack.wait_for_hello(running)
         return running.id
 
-    def require_screen(self) -> None:
-        """Raise :exc:`NoScreen` if a VM that is started now would have none."""
+    def require_screen(self, name: VmName) -> None:
+        """Raise :exc:`NoScreen` if a VM would have none when it is started now."""
         if self._home.platform is Platform.XEN:
             raise NoScreen("on Xen VMs are paravirtual, without a display; 'qvm-run' and 'qvm-console' reach them")
-        if not template.current(self._home).has_desktop:
+        if not template.current(self._home, self.collection.get(name).release).has_desktop:
             raise NoScreen("the template has no desktop; 'qvm-template build --desktop' makes one that has, for VMs started from then on")
 
     async def screen(self, name: VmName) -> Path:
@@ -177,7 +185,7 @@ class Machines:
         vm = await self._running(name)
         found = await self.toolstack.hypervisor.screen(vm.id)
         if found is None:
-            self.require_screen()
+            self.require_screen(vm.name)
             raise NoScreen(f"{vm.name} was started from a template without a desktop; shut it down and start it again")
         return found
 

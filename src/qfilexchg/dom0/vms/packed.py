@@ -14,6 +14,7 @@ _UNPACKERS = {
     b"\x02\x21\x4c\x18": "lz4",  # the legacy frame, which kernels are packed in
     b"\x04\x22\x4d\x18": "lz4",
 }
+UNPACKERS = tuple(dict.fromkeys(_UNPACKERS.values()))
 _DEADLINE_S = 60.0
 
 
@@ -26,8 +27,8 @@ class PackingUnknown(HostError):
         self.beginning = beginning
 
     def __str__(self) -> str:
-        known = ", ".join(dict.fromkeys(_UNPACKERS.values()))
-        return f"{self.what} is packed in an unknown way (it begins with the bytes {self.beginning.hex(' ')}): known are {known} and none"
+        known = ", ".join((*UNPACKERS, "none"))
+        return f"{self.what} is packed in an unknown way (it begins with the bytes {self.beginning.hex(' ')}); the known ways are {known}"
 
 
 def unpack(data: bytes, what: str) -> bytes:

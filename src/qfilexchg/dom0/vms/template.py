@@ -1,58 +1,44 @@
-"""The template: a Debian system that all VMs boot from, read-only.
+"""The template: a Debian system that VMs boot from, read-only.
 
-Its recipe is the folder ``image/``: which packages, which units stay off, what is laid over the root, the initrd's first program;
-and the Debian package of the VM side. With a desktop the folder ``desktop/`` is laid over that one: a file there takes the place of
-one of the same name. A template is cached under the hash of all of these (:mod:`qfilexchg.dom0.cache`) and never changes, so VMs
-that run keep theirs when another one is built. A home points to its template by a link.
-
-No root is needed (:mod:`qfilexchg.dom0.debian`).
+A template is a folder of the cache and never changes, so VMs that run keep theirs when another one is built
+(:mod:`qfilexchg.dom0.vms.recipe`). A home points to its templates by links: one for VMs that name no release, and one for each release
+of Debian. The cache knows the homes that have such links, so that no template goes that one of them boots from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qfilexchg.dom0 import cache, debian
+from qfilexchg.dom0 import cache
 from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.programs import run_in_sight
-from qfilexchg.dom0.vms import initrd, kernel, packed
 from qfilexchg.errors import CallerError, HostError
 
-RECIPE = Path(__file__).with_name("image")
-DESKTOP_RECIPE = Path(__file__).with_name("desktop")
-INSTALLED_PACKAGE = Path("/usr/share/qfilexchg/qfilexchg-vm.deb")
-_CHECKOUT = Path(__file__).resolve().parents[4]
-_PACKAGE_BUILDER = _CHECKOUT / "packaging/build-vm-deb"
-
-SPARE_BYTES = 64 << 20
-SPARE_PART = 16
-"""Room in the root disk beyond its files: ext4's own tables, and for them one byte for each so many of the files. It stays a hole."""
-_PACKAGE_DEADLINE_S = 300.0
 MEMORY_MIN_MIB = 192
 """Less does not start the template's kernel and systemd."""
 DESKTOP_MEMORY_MIN_MIB = 512
 """Less leaves a desktop no room for a document's program."""
+STALE_DAYS = 30
+"""Older than this, a template lacks security updates that are known to everybody."""
+_DAY_S = 86400
 
 
 class TemplateMissing(HostError):
-    """There is no template yet, or its cache has been deleted."""
+    """There is no template yet, none of ``release``, or its cache has been deleted."""
+
+    def __init__(self, release: Release | None = None) -> None:
+        super().__init__(release)
+        self.release = release
 
     def __str__(self) -> str:
-        return "there is no template: build it by 'qvm-template build'"
-
-
-class PackageMissing(HostError):
-    """The Debian package of the VM side is not here."""
-
-    def __str__(self) -> str:
-        return f"the VM side's Debian package is missing: neither {INSTALLED_PACKAGE} nor {_PACKAGE_BUILDER} exists"
+        if self.release is None:
+            return "there is no template: build it by 'qvm-template build'"
+        return f"there is no template of Debian {self.release.value}: build it by 'qvm-template build --release {self.release.value}'"
 
 
 class BadTemplate(CallerError):
@@ -67,8 +53,17 @@ class BadTemplate(CallerError):
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a template: a release of Debian, with a desktop or without, and the ``packages`` that the person has added."""
+
+    release: Release
+    desktop: bool = False
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """What a VM boots from. ``folder``'s name is the hash of the recipe."""
+    """What a VM boots from."""
 
     folder: Path
 
@@ -91,17 +86,48 @@ class Template:
         return self.folder / "root.img"
 
     @property
-    def has_desktop(self) -> bool:
-        """Whether its VMs have a screen, where the platform can give them one."""
-        return self._desktop.exists()
-
-    def mark_desktop(self) -> None:
-        """It is being made, and its VMs will have a screen."""
-        self._desktop.touch()
+    def about(self) -> Path:
+        """What is in it and when it was made. One that was copied by hand may lack it."""
+        return self.folder / "about.json"
 
     @property
-    def _desktop(self) -> Path:
-        return self.folder / "desktop"
+    def versions(self) -> Path:
+        """The packages in it with their versions, as dpkg-query lists them."""
+        return self.folder / "versions"
+
+    def describe(self, contents: Contents, made_s: float) -> None:
+        """Write down what is in it, and when Debian's packages were fetched (seconds of the epoch)."""
+        about = {"release": contents.release.value, "desktop": contents.desktop, "packages": contents.packages, "made_s": int(made_s)}
+        self.about.write_text(json.dumps(about), encoding="ascii")
+
+    @property
+    def contents(self) -> Contents | None:
+        """None where that is not written down."""
+        try:
+            about = json.loads(self.about.read_text(encoding="ascii"))
+            return Contents(Release(about["release"]), bool(about["desktop"]), tuple(map(str, about["packages"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def made_s(self) -> float:
+        """When Debian's packages were fetched, in seconds of the epoch."""
+        try:
+            return float(json.loads(self.about.read_text(encoding="ascii"))["made_s"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.root.stat().st_mtime
+
+    def stale(self, now_s: float) -> str | None:
+        """A sentence for the person if it is older than :data:`STALE_DAYS`."""
+        days = int((now_s - self.made_s) // _DAY_S)
+        if days <= STALE_DAYS:
+            return None
+        return f"the template is {days} days old and lacks Debian's security updates since: 'qvm-template update' makes a new one"
+
+    @property
+    def has_desktop(self) -> bool:
+        """Whether its VMs have a screen, where the platform can give them one."""
+        return self.contents is not None and self.contents.desktop
 
     @property
     def memory_min_mib(self) -> int:
@@ -114,111 +140,80 @@ class Template:
             os.utime(self.folder)
 
 
-def current(home: Home) -> Template:
-    """The template of ``home``'s VMs. Raises :exc:`TemplateMissing`."""
+def current(home: Home, release: Release | None = None) -> Template:
+    """Return the template of ``home``'s VMs, or that of its VMs of this ``release``. Raises :exc:`TemplateMissing`."""
     try:
-        folder = home.template.resolve(strict=True)
+        return Template(_link(home, release).resolve(strict=True))
     except FileNotFoundError:
-        raise TemplateMissing from None
-    return Template(folder)
+        raise TemplateMissing(release) from None
+
+
+def used(home: Home) -> dict[Path, list[Release | None]]:
+    """Return the folders of ``home``'s templates, each with the releases that stand for it; None is that of VMs that name none."""
+    found: dict[Path, list[Release | None]] = {}
+    for release in (None, *Release):
+        with contextlib.suppress(TemplateMissing):
+            found.setdefault(current(home, release).folder, []).append(release)
+    return found
 
 
 def existing(folder: Path) -> Template:
-    """The template in ``folder``. Raises :exc:`BadTemplate`."""
+    """Return the template in ``folder``. Raises :exc:`BadTemplate`."""
     found = Template(folder.resolve())
     if not all(file.exists() for file in (found.root, found.kernel, found.initrd)):
         raise BadTemplate(folder)
     return found
 
 
-def recipe_hash(release: Release, recipe: Path, package: Path, over: Path | None = None) -> str:
-    """What names a template: everything that its content follows from, but for the Debian mirror's present state.
-
-    ``over`` is the recipe that is laid over ``recipe``.
-    """
-    code = [Path(__file__), *(Path(module.__file__ or "") for module in (initrd, kernel, packed, debian))]
-    laid_over = [(f"{DESKTOP_RECIPE.name}/{name}", file) for name, file in cache.tree(over)] if over else []
-    return cache.content_hash([*cache.tree(recipe), *laid_over, *((file.name, file) for file in (*code, package))], release.value)
-
-
-def build(home: Home, say: Callable[[str], None], *, release: Release | None = None, desktop: bool = False) -> Template:
-    """Make the template that the recipe describes, and make it ``home``'s own."""
-    found = make(home, say, release=release, desktop=desktop)
-    use(home, found)
-    return found
-
-
-def make(home: Home, say: Callable[[str], None], *, release: Release | None = None, desktop: bool = False) -> Template:
-    """Make the template that the recipe describes, or find it in the cache.
-
-    It is of the host's own ``release`` of Debian unless another is named. ``say`` gets a line at each step; mmdebstrap's own progress
-    goes to standard error. Another build of the same cache is waited for.
-    """
-    home.make()
-    with tempfile.TemporaryDirectory(prefix="qfilexchg-template-", dir="/var/tmp") as name:
-        workshop = Path(name)
-        # mmdebstrap's users of a foreign namespace look into it, and it holds nothing that is private.
-        workshop.chmod(0o755)
-        package = _vm_package(workshop, say)
-        over = DESKTOP_RECIPE if desktop else None
-        wanted = release or debian.host_release()
-        folder = home.cache / "images" / recipe_hash(wanted, RECIPE, package, over)
-        return Template(cache.made(folder, lambda aside: _build(Template(aside), wanted, over, workshop, package, say), say))
-
-
 def use(home: Home, template: Template) -> None:
-    """Let ``home``'s VMs boot from ``template`` from now on."""
-    fresh = home.template.with_name(f".template.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(template.folder)
-    fresh.rename(home.template)
+    """Let ``home``'s VMs boot from ``template`` from now on, those that name no release and those that name its own."""
+    _point(home, None, template)
+    if template.contents:
+        _point(home, template.contents.release, template)
 
 
-def _vm_package(workshop: Path, say: Callable[[str], None]) -> Path:
-    """The package, in ``workshop``: where this program is installed it came along, in a checkout it is built."""
-    package = workshop / "qfilexchg-vm.deb"
-    if _PACKAGE_BUILDER.exists():
-        say("building the VM side's package")
-        output = workshop / "package"
-        output.mkdir()
-        run_in_sight(str(_PACKAGE_BUILDER), str(output), deadline_s=_PACKAGE_DEADLINE_S)
-        (built,) = output.glob("qfilexchg-vm_*.deb")
-        built.rename(package)
-    elif INSTALLED_PACKAGE.exists():
-        shutil.copyfile(INSTALLED_PACKAGE, package)
-    else:
-        raise PackageMissing
-    package.chmod(0o644)
-    return package
+def replace(home: Home, old: Template, new: Template, say: cache.Say) -> None:
+    """Let VMs that boot from ``old`` boot from ``new`` at their next start, and delete ``old`` if no home's VMs boot from it then.
+
+    A VM that runs keeps the files that it has open.
+    """
+    for release in used(home).get(old.folder, ()):
+        _point(home, release, new)
+    if old.folder.parent == images(home) and old.folder not in kept(home.cache):
+        cache.remove(old.folder, say)
 
 
-def _build(template: Template, release: Release, over: Path | None, workshop: Path, package: Path, say: Callable[[str], None]) -> None:
-    recipe = workshop / "recipe"
-    shutil.copytree(RECIPE, recipe, copy_function=shutil.copyfile)
-    if over:
-        shutil.copytree(over, recipe, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    (recipe / "hook").chmod(0o755)
-    hook = recipe / "hook"
-    say(f"installing Debian {release.value} and the VM side ({'two minutes' if over else 'about a minute'})")
-    root = debian.install(
-        workshop,
-        release,
-        [*(recipe / "packages").read_text(encoding="ascii").split(), str(package)],
-        {"setup": hook, "customize": hook},
-        # The kernel's package makes no initrd: that of VMs is ours.
-        {"QFILEXCHG_RECIPE": str(recipe), "QFILEXCHG_VM_DEB": str(package), "INITRD": "No"},
-    )
-    say("making the root disk")
-    # No journal: nobody ever writes to it.
-    size_bytes = root.size_bytes + root.size_bytes // SPARE_PART + SPARE_BYTES
-    debian.make_disk(root, template.root, size_bytes, ("-O", "^has_journal,^resize_inode"))
+def images(home: Home) -> Path:
+    """The folder of the cache in which templates are."""
+    return home.cache / "images"
 
-    say("preparing the kernel and its initrd")
-    (vmlinuz,) = (root.folder / "boot").glob("vmlinuz-*")
-    template.kernel.write_bytes(kernel.unpack(vmlinuz.read_bytes()))
-    template.initrd.write_bytes(initrd.build(root.folder, (recipe / "init").read_bytes()))
-    template.probe.write_bytes(initrd.build_probe(root.folder))
-    if over:
-        template.mark_desktop()
-    for file in template.folder.iterdir():
-        file.chmod(0o444)
+
+def kept(folder: Path) -> set[Path]:
+    """Return the templates that some home of the cache in ``folder`` boots from. A home that is gone is forgotten."""
+    folders: set[Path] = set()
+    for mark in _homes(folder).glob("*"):
+        data = mark.readlink()
+        folders.update(used(Home(data, data, folder)))
+        if not data.is_dir():
+            mark.unlink(missing_ok=True)
+    return folders
+
+
+def _homes(folder: Path) -> Path:
+    """Has a link for each home that has templates of the cache in ``folder``."""
+    return folder / "homes"
+
+
+def _link(home: Home, release: Release | None) -> Path:
+    return home.template if release is None else home.templates / release.value
+
+
+def _point(home: Home, release: Release | None, template: Template) -> None:
+    """Change a link in one step, and let the cache know of this home before."""
+    mark = _homes(home.cache) / hashlib.sha256(os.fsencode(home.data)).hexdigest()
+    for link, target in ((mark, home.data), (_link(home, release), template.folder)):
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.rename(link)

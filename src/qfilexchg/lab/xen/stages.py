@@ -22,7 +22,8 @@ from qfilexchg.dom0 import cache, programs
 from qfilexchg.dom0.cache import Say
 from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import template
+from qfilexchg.dom0.vms import recipe
+from qfilexchg.dom0.vms.template import Contents
 from qfilexchg.errors import CallerError
 from qfilexchg.lab.xen import disk, machine
 from qfilexchg.lab.xen.disk import Disk
@@ -140,8 +141,8 @@ def _make_parcel(home: Home, image: Path, release: Release, editor: Path, say: S
         (packed / "template").mkdir()
         say("building the packages")
         programs.run_in_sight(str(_PACKAGE_BUILDER), str(packed / "packages"), deadline_s=_PACKAGES_DEADLINE_S)
-        booted = template.make(home, say, release=release)
-        for file in (booted.kernel, booted.initrd, booted.root):
+        booted = recipe.make(home, Contents(release), say)
+        for file in (booted.kernel, booted.initrd, booted.root, booted.about):
             os.link(file, packed / "template" / file.name)
         shutil.copyfile(editor, packed / "editor")
         options = ("-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0")

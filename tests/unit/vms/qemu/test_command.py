@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.hypervisor import Slot
 from qfilexchg.dom0.vms.qemu import command
 from qfilexchg.dom0.vms.qemu.acceleration import Accelerator
 from qfilexchg.dom0.vms.qemu.command import MemoryFile
-from qfilexchg.dom0.vms.template import Template
+from qfilexchg.dom0.vms.template import Contents, Template
 from qfilexchg.protocol.channels import RUN_PORTS, STORE_PORTS
 from qfilexchg.protocol.names import DomainId, VmName
 
@@ -43,7 +45,7 @@ def test_the_vm_has_no_network_no_display_and_nothing_by_default() -> None:
 @pytest.fixture
 def desktop(tmp_path: Path) -> Template:
     template = Template(tmp_path)
-    template.mark_desktop()
+    template.describe(Contents(Release.TRIXIE, desktop=True), time.time())
     return template
 
 
