@@ -36,10 +36,10 @@ def archive_bytes(items: Sequence[Item]) -> int:
     with tarfile.TarFile(fileobj=counted, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[arg-type]
         for item in items:
             info = _header(tar, item)
-            tar.addfile(info)
+            counted.write(info.tobuf(tarfile.PAX_FORMAT, tar.encoding, "surrogateescape"))  # as TarFile.addfile does, which wants the data
             if info.isreg():
                 counted.size += -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                tar.offset = counted.size
+            tar.offset = counted.size  # from where the end is padded
     return counted.size
 
 
