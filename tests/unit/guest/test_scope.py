@@ -29,7 +29,7 @@ class TestStart:
         assert (group / "cgroup.procs").read_bytes() == b"0"
 
     def test_it_gets_its_words_as_they_are_its_folder_no_input_and_a_session(self, group: Path, tmp_path: Path) -> None:
-        script = 'test "$1" = "; reboot" && test -z "$(cat)" && pwd > out && ps -o sid= -p $$ | tr -d " " > sid'
+        script = 'test "$1" = "; reboot" && test -z "$(cat)" && pwd > out && cut -d " " -f 6 /proc/$$/stat > sid'
         folder = tmp_path / "folder"
         folder.mkdir()
         pid = Scope(str(group)).start(("/bin/sh", "-c", script, "sh", "; reboot"), str(folder))

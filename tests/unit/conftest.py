@@ -1,0 +1,22 @@
+"""What the unit tests share: a host whose QEMU none of them runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from qfilexchg.dom0.vms.qemu import command
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A QEMU that is installed and starts nothing, whether or not this computer has one."""
+    folder = tmp_path_factory.mktemp("programs")
+    program = folder / command.PROGRAM
+    program.write_text("#!/bin/sh\necho 'a unit test starts no virtual machine' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield
