@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from qfilexchg.protocol.names import DomainId
 from qfilexchg.xenstore.client import Store
 from tests.conformance import xen_utils
+from tests.python import PYTHON
 
 DEADLINE_S = 60
 RANDOM_S = 5
@@ -29,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def rundir() -> Iterator[Path]:
     """The folder of a server of its own."""
     with tempfile.TemporaryDirectory(prefix="qxs") as name:
-        command = [sys.executable, "-m", "qfilexchg.xenstore.server", "--rundir", name]
+        command = [*PYTHON, "-m", "qfilexchg.xenstore.server", "--rundir", name]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "src"}) as server:
             assert server.stderr is not None
             assert "serving" in server.stderr.readline()

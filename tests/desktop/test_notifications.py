@@ -18,6 +18,7 @@ from jeepney.io.blocking import open_dbus_connection
 
 from qfilexchg.dom0.consent import notifications as module
 from qfilexchg.dom0.consent.notifications import PACE_S, TRANSFERS_MAX, WAITING_MAX, Notifications
+from tests.python import PYTHON
 
 TIMEOUT_S = 20
 NAME = "org.freedesktop.Notifications"
@@ -276,4 +277,4 @@ assert not notifications.show("4f0c", "work → personal: delivered")
 notifications.close()
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=TIMEOUT_S)
+    subprocess.run([*PYTHON, "-c", script], env=environment, check=True, timeout=TIMEOUT_S)

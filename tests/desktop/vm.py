@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from qfilexchg.protocol.names import DomainId
 from qfilexchg.protocol.qpen import Reply, Request, parse_request
 from qfilexchg.xenstore import client
 from qfilexchg.xenstore.blocking import Store
+from tests import python
 from tests.desktop.desk import DEADLINE_S, PYTHON, TOP, Desk, until
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def serve_store() -> Iterator[Path]:
     """A store, and its folder of sockets."""
     with tempfile.TemporaryDirectory(prefix="qfx") as rundir:
-        command = [sys.executable, "-m", "qfilexchg.xenstore.server", "--rundir", rundir]
+        command = [*python.PYTHON, "-m", "qfilexchg.xenstore.server", "--rundir", rundir]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TOP / "src")}) as server:
             assert server.stderr and "serving" in server.stderr.readline()
             yield Path(rundir)

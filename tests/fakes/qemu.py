@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from qfilexchg.dom0.home import Home
@@ -14,6 +13,7 @@ from qfilexchg.dom0.vms.qemu.hypervisor import Record
 from qfilexchg.protocol import keys
 from qfilexchg.protocol.names import VmName
 from qfilexchg.xenstore.client import Store
+from tests.python import PYTHON
 
 _PROGRAM = """
 import json, socket, sys
@@ -68,7 +68,7 @@ class FakeQemu:
             await store.write(keys.absolute(domain, keys.NAME), vm.name.encode())
             await store.introduce(domain)
         socket = command.qmp_socket(self._home, domain)
-        argv = (sys.executable, "-S", "-c", _PROGRAM, str(socket), "running" if running else "paused")
+        argv = (*PYTHON, "-S", "-c", _PROGRAM, str(socket), "running" if running else "paused")
         process = Process.start(argv, log=self._home.vm(vm.name) / "qemu.log")
         assert process
         Record(vm, process).save(self._home)

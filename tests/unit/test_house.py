@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,14 @@ WINDOWS = {f"{DESKTOP}.{name}" for name in ("destination_window", "menus", "prog
 """What of the VM side may use GTK."""
 
 IMPURE = {"asyncio", "socket", "subprocess", "time", "random", "secrets", "threading", "select", "logging"}
+
+OTHERS_PYTHON = {
+    "tests/conformance/test_packages.py",  # pip
+    "tests/desktop/vm_tools.py",  # windows, whose warnings are PyGObject's
+    "tests/tiers.py",  # pytest, and what makes machines with Debian's programs
+    "tests/unit/test_house.py",  # the linters
+}
+"""Where a test runs a Python program of others, or one of ours that starts such programs: their warnings are not ours to mend."""
 
 FAST = ("qfilexchg.protocol", "qfilexchg.errors", "qfilexchg.xenstore.wire", "qfilexchg.xenstore.errors", "qfilexchg.xenstore.blocking")
 SLOW = {"asyncio", "dataclasses", "typing", "enum", "re", "argparse", "subprocess", "logging", "json", "inspect"}
@@ -139,6 +148,12 @@ def test_a_module_imports_only_what_its_room_may_know(name: str, path: Path) -> 
 def test_a_linter_finds_nothing(command: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", *command], cwd=TOP, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_python_program_of_ours_is_run_with_warnings_as_errors() -> None:
+    commands = re.compile(r"[\[(]sys\.executable,")
+    starting = {str(path.relative_to(TOP)) for path in (TOP / "tests").rglob("*.py") if commands.search(path.read_text())}
+    assert starting == OTHERS_PYTHON | {"tests/python.py"}, "begin the command with tests.python.PYTHON"
 
 
 def test_nothing_of_a_developers_machine_stands_in_the_tree() -> None:

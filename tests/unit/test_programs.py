@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import os
 import select
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from qfilexchg.dom0.programs import OUTPUT_MAX, STDERR_MAX, ProgramFailed, ProgramMissing, run, run_in_sight
+from tests.python import PYTHON
 
 LONG_S = "300"
 """How long the programs that must be killed would run. Each test ends long before or fails."""
 
 
 def python(source: str, *arguments: str, deadline_s: float = 20, input: bytes | None = None) -> bytes:
-    return asyncio.run(run(sys.executable, "-SEc", source, *arguments, deadline_s=deadline_s, input=input))
+    return asyncio.run(run(*PYTHON, "-SEc", source, *arguments, deadline_s=deadline_s, input=input))
 
 
 def wait_until_gone(process: int) -> None:
@@ -135,7 +135,7 @@ def test_cancelling_kills_the_program(tmp_path: Path) -> None:
 
     async def scenario() -> int:
         source = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(float(sys.argv[2]))"
-        task = asyncio.create_task(run(sys.executable, "-SEc", source, str(fifo), LONG_S, deadline_s=float(LONG_S)))
+        task = asyncio.create_task(run(*PYTHON, "-SEc", source, str(fifo), LONG_S, deadline_s=float(LONG_S)))
         process = int(await asyncio.to_thread(fifo.read_text))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

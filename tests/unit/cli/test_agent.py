@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import qfilexchg
 from qfilexchg.dom0.cli import __main__ as dispatcher
 from qfilexchg.dom0.cli.agent import NOTHING_TO_ASK_WITH
+from tests.python import PYTHON
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_without_a_display_there_is_nothing_to_ask_with(words: list[str], capsys
 @pytest.mark.parametrize("words", [[], ["--by", "gtk"], ["--by", "kdialog"]])
 def test_with_a_display_that_is_gone_or_nothing_installed_it_ends(tmp_path: Path, words: list[str]) -> None:
     done = subprocess.run(  # a process of its own: it imports GTK where there is one
-        [sys.executable, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", *words],
+        [*PYTHON, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", *words],
         env={"PATH": str(tmp_path), "DISPLAY": ":99999", "PYTHONPATH": str(Path(qfilexchg.__file__).parents[1])},
         capture_output=True,
         text=True,

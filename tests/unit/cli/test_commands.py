@@ -15,6 +15,7 @@ from qfilexchg.dom0.cli.commands import COMMANDS
 from qfilexchg.dom0.cli.run import harmless
 from qfilexchg.dom0.platform import NotDom0, Platform
 from tests.calls import CALLS, NOT_ON_XEN
+from tests.python import PYTHON, WARNINGS
 
 BIN = Path(__file__).parents[3] / "bin"
 
@@ -29,7 +30,7 @@ def test_every_command_is_there_and_in_bin(name: str) -> None:
 def test_no_command_needs_what_only_the_qemu_platform_has() -> None:
     modules = sorted({target.partition(":")[0] for target in COMMANDS.values()} | {"qfilexchg.dom0.cli.doctor_xen"})
     script = f"import sys, {', '.join(modules)}; sys.exit('qemu' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+    subprocess.run([*PYTHON, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_help_says_what_the_exit_statuses_mean(name: str, capsys: pytest.Capture
 
 
 def test_bin_runs_from_anywhere(tmp_path: Path) -> None:
-    environment = {"PATH": "/usr/bin:/bin", "QFILEXCHG_HOME": str(tmp_path / "h"), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = WARNINGS | {"PATH": "/usr/bin:/bin", "QFILEXCHG_HOME": str(tmp_path / "h"), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([BIN / "qvm-ls"], env=environment, cwd="/", capture_output=True, check=True)
     assert done.stdout.split() == b"NAME STATE DOMAIN LABEL MEMORY TYPE FOR".split()
 

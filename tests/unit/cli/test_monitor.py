@@ -18,6 +18,7 @@ from qfilexchg.dom0.cli.monitor import ALONE, changes
 from qfilexchg.dom0.exchange.messages import Fate
 from qfilexchg.dom0.exchange.phases import Phase
 from qfilexchg.dom0.exchange.status import encode
+from tests.python import PYTHON
 from tests.unit.cli.telling import DOCUMENT, NOTHING, OUTCOME, PENDRIVE, QUESTION, STATUS, VMS, Telling
 
 TIMEOUT_S = 20
@@ -144,7 +145,7 @@ class TestTerminal:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "qfilexchg.dom0.cli", "qfilexchg", "monitor", *arguments]
+    return [*PYTHON, "-m", "qfilexchg.dom0.cli", "qfilexchg", "monitor", *arguments]
 
 
 def environment(path: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ import pty
 import select
 import socket
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -39,6 +38,7 @@ from qfilexchg.dom0.consent.protocol import (
 )
 from qfilexchg.dom0.consent.terminal import DAEMON_ENDED, ENDED, TerminalAgent
 from qfilexchg.protocol.names import VmName
+from tests.python import PYTHON
 
 TIMEOUT_S = 20
 ASKED = "Allow work this? [y/N] "
@@ -331,7 +331,7 @@ class TestTheCommand:
     def start(self, terminal: tuple[int, int]) -> subprocess.Popen[bytes]:
         theirs = terminal[1]
         return subprocess.Popen(
-            [sys.executable, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", "--tty"],
+            [*PYTHON, "-m", "qfilexchg.dom0.cli", "qfilexchg-agent", "--tty"],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -6,7 +6,6 @@ import itertools
 import logging
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from qfilexchg.dom0.exchange.messages import Document, Entry, Fate, PendriveId
 from qfilexchg.dom0.exchange.phases import Course, Phase
 from qfilexchg.dom0.vms.hypervisor import RunningVm, VmId
 from qfilexchg.protocol.names import DomainId, VmName
+from tests.python import PYTHON
 
 
 def vm(domain: int, name: str) -> RunningVm:
@@ -138,7 +138,7 @@ while True:
 """
     root = Path(__file__).resolve().parents[3]
     environment = {"PYTHONPATH": f"{Path(qfilexchg.__file__).parents[1]}:{root}", "PATH": "/usr/bin"}
-    with subprocess.Popen([sys.executable, "-c", source, path], stdout=subprocess.PIPE, env=environment) as writer:
+    with subprocess.Popen([*PYTHON, "-c", source, path], stdout=subprocess.PIPE, env=environment) as writer:
         assert writer.stdout is not None
         seen = [writer.stdout.readline() for _ in range(100)]
         writer.kill()

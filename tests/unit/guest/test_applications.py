@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qfilexchg.guest.applications import Databases
+from tests.python import PYTHON
 from tests.unit.guest.test_startup import CHECKOUT, DEAR
 
 PDF = "application/pdf"
@@ -249,5 +249,5 @@ def test_the_programs_of_usual_types_are_named_to_be_warmed(desktop: Desktop) ->
 
 def test_little_is_imported_for_it() -> None:
     program = "import sys; sys.path.insert(0, 'src'); import qfilexchg.guest.applications; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    result = subprocess.run([*PYTHON, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert not set(result.stdout.split()) & (DEAR | {"fnmatch", "urllib", "glob", "shlex"})

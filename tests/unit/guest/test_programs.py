@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 import pytest
 
 from qfilexchg.guest.programs import STDERR_MAX, NotStarted, ProgramFailed, run
+from tests.python import PYTHON
 
 
 def python(text: str, deadline_s: float = 30) -> None:
-    run(sys.executable, "-IS", "-c", text, deadline_s=deadline_s)
+    run(*PYTHON, "-IS", "-c", text, deadline_s=deadline_s)
 
 
 def test_one_that_ends_well_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from qfilexchg.guest.progress import REDRAW_S
 from qfilexchg.guest.report import PROBLEMS_MAX, Report
 from qfilexchg.guest.survey import Problem
 from qfilexchg.xenstore.blocking import Store
+from tests.python import PYTHON
 from tests.unit.guest.dom0 import Dom0, OutgoingFolder
 
 CHECKOUT = Path(__file__).parents[3]
@@ -188,7 +188,7 @@ class TestListener:
         """
         environment = {"PYTHONPATH": str(CHECKOUT / "src")}
         pipe = subprocess.PIPE
-        with subprocess.Popen([sys.executable, "-c", program], env=environment, text=True, stdout=pipe, stderr=pipe) as command:
+        with subprocess.Popen([*PYTHON, "-c", program], env=environment, text=True, stdout=pipe, stderr=pipe) as command:
             try:
                 assert command.stdout and command.stderr
                 assert command.stdout.readline() == "ready\n"

@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from qfilexchg.protocol.run import (
     frame,
     window_size,
 )
+from tests.python import PYTHON
 
 DEADLINE_S = 20.0
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -147,7 +147,7 @@ def ports() -> Iterator[list[socket.socket]]:
         agent.setblocking(False)
     numbers = [agent.fileno() for _, agent in pairs]
     program = f"from qfilexchg.guest.run_agent import serve; serve({numbers})"
-    process = subprocess.Popen([sys.executable, "-c", program], pass_fds=numbers, env={**os.environ, "PYTHONPATH": SOURCES})
+    process = subprocess.Popen([*PYTHON, "-c", program], pass_fds=numbers, env={**os.environ, "PYTHONPATH": SOURCES})
     for host, agent in pairs:
         agent.close()
         host.settimeout(DEADLINE_S)
@@ -169,7 +169,7 @@ def console() -> Iterator[ConsoleWay]:
         "from qfilexchg.guest.console import open_console; from qfilexchg.guest.run_agent import serve; "
         f"console = open_console({path!r}); print(flush=True); serve((), [console])"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCES})
+    process = subprocess.Popen([*PYTHON, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCES})
     assert process.stdout and process.stdout.readline() == b"\n"
     os.close(theirs)
     yield ConsoleWay(ours)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.python import PYTHON
 
 CHECKOUT = Path(__file__).parents[3]
 DEAR = {
@@ -31,7 +32,7 @@ COMMANDS = [path for folder in ("bin", "libexec") for path in sorted((CHECKOUT /
 @pytest.mark.parametrize("tool", ["penctl", "copy_to_vm", "incoming", "open_in_dvm", "pendrive_script", "returning", "volume_name"])
 def test_it_is_little(tool: str) -> None:
     program = f"import sys; sys.path.insert(0, 'src'); import qfilexchg.guest.{tool}; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    result = subprocess.run([*PYTHON, "-IS", "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     modules = set(result.stdout.split())
     assert not modules & DEAR
     assert not {module for module in modules if module.startswith(("qfilexchg.dom0", "qfilexchg.lab"))}

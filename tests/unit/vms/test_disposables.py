@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,6 +31,7 @@ from qfilexchg.dom0.vms.toolstack import Basis, Toolstack
 from qfilexchg.protocol.names import DomainId, VmName
 from qfilexchg.xenstore.server import Server
 from tests.fakes.qemu import FakeQemu
+from tests.python import PYTHON
 
 WORK = VmName.parse("work")
 ASKER = RunningVm(VmId(DomainId(99), uuid.uuid4()), WORK)
@@ -337,7 +337,7 @@ class TestMemory:
             before = (await here.toolstack.memory()).promised_mib
             log = tmp_path / "hungry.log"
             stays = "import time; x = b'x' * (64 << 20); print(1, flush=True); time.sleep(60)"
-            hungry = Process.start((sys.executable, "-c", stays), log=log)
+            hungry = Process.start((*PYTHON, "-c", stays), log=log)
             assert hungry
             try:
                 assert wait_until(lambda: "1" in log.read_text(), 20)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qfilexchg.dom0.vms.processes import Process, wait_until
+from tests.python import PYTHON
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 
@@ -39,7 +39,7 @@ def test_a_number_that_has_another_process_now_is_no_process_of_ours(tmp_path: P
 
 
 def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
-    process = start(tmp_path / "log", sys.executable, "-c", STUBBORN)
+    process = start(tmp_path / "log", *PYTHON, "-c", STUBBORN)
     assert wait_until(lambda: (tmp_path / "log").read_text() == "ready\n", 20)
     assert not process.wait(0.05)
     assert process.end(term_s=0.05, kill_s=5)

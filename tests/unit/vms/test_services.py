@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from qfilexchg.dom0.platform import Platform
 from qfilexchg.dom0.programs import ProgramFailed
 from qfilexchg.dom0.vms import services
 from qfilexchg.dom0.vms.services import OwnProcess, ServiceFailed, Unit
+from tests.python import PYTHON
 
 
 class Systemd:
@@ -57,7 +57,7 @@ def unit(tmp_path: Path) -> Unit:
 class TestAUnit:
     def test_one_that_does_not_serve_is_started_by_systemd(self, unit: Unit, systemd: Systemd) -> None:
         code = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({str(unit.socket)!r}); s.listen(); s.accept()"
-        systemd.run(f"{sys.executable} -c {shlex.quote(code)} &")
+        systemd.run(f"{shlex.join(PYTHON)} -c {shlex.quote(code)} &")
         assert unit.start()
         assert systemd.called == ["start qfilexchgd.service"]
 

@@ -9,7 +9,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 import tty
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from qfilexchg.xenstore.blocking import PortsBusy, Store
 from qfilexchg.xenstore.errors import Again, Denied, NoEntry, StoreLost, TooBig
 from qfilexchg.xenstore.server import Server
 from qfilexchg.xenstore.wire import Op, Packet, Parser
+from tests.python import PYTHON
 from tests.unit.xenstore.serving import rundir
 
 VM = DomainId(5)
@@ -331,7 +331,7 @@ class TestPorts:
 def test_it_imports_next_to_nothing() -> None:
     script = "import sys; before = set(sys.modules); import qfilexchg.xenstore.blocking; print(*sorted(set(sys.modules) - before))"
     imported = subprocess.run(
-        [sys.executable, "-SEc", f"import sys; sys.path.append('src'); import os; {script}"], capture_output=True, text=True, check=True
+        [*PYTHON, "-SEc", f"import sys; sys.path.append('src'); import os; {script}"], capture_output=True, text=True, check=True
     )
     others = {name for name in imported.stdout.split() if not name.startswith("qfilexchg")}
     assert others <= {"__future__", "_struct", "errno", "select", "struct", "time"}

@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from qfilexchg.xenstore import server
 from qfilexchg.xenstore.server import QUEUE_MAX_BYTES, AlreadyServed, CannotServe, Server
 from qfilexchg.xenstore.store import CONNECTIONS_MAX
 from qfilexchg.xenstore.wire import PAYLOAD_MAX, Op, Packet
+from tests.python import PYTHON
 from tests.unit.xenstore.serving import Peer, rundir, serving
 
 VM, OTHER = 5, 6
@@ -360,7 +360,7 @@ def folder() -> Iterator[Path]:
 def qxenstored(folder: Path) -> subprocess.Popen[str]:
     """The program; returns when it serves, or has ended."""
     return subprocess.Popen(
-        [sys.executable, "-m", server.__name__, "--rundir", folder],
+        [*PYTHON, "-m", server.__name__, "--rundir", folder],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": "src"},

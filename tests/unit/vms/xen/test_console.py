@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import sys
 import termios
 import threading
 import tty
@@ -23,6 +22,7 @@ from qfilexchg.dom0.vms.xen import console
 from qfilexchg.dom0.vms.xen.console import Console, ConsoleBusy
 from qfilexchg.protocol import keys
 from qfilexchg.xenstore.client import Store
+from tests.python import PYTHON
 from tests.unit.vms.xen.xen import Domain, FakeXen, xen
 
 SOURCES = Path(__file__).parents[4] / "src"
@@ -64,7 +64,7 @@ class Scene:
     async def serve(self) -> None:
         """The VM's run agent comes up."""
         environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-        self.agent = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", _AGENT, os.ttyname(self._vm), env=environment)
+        self.agent = await asyncio.create_subprocess_exec(*PYTHON, "-S", "-c", _AGENT, os.ttyname(self._vm), env=environment)
 
     @property
     def terminal(self) -> int:
