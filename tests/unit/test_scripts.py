@@ -18,7 +18,7 @@ class Host:
         self._programs = folder / "bin"
         self._programs.mkdir()
         self._called = folder / "called"
-        for real in ("cat", "mktemp", "rm", "tail"):
+        for real in ("cat", "mktemp", "rm", "sha256sum", "tail"):
             (self._programs / real).symlink_to(f"/usr/bin/{real}")
         self.program("id", "echo 1000")
         known = 'here) echo "install ok installed" ;; removed) echo "deinstall ok config-files" ;; *) exit 1 ;;'
@@ -82,6 +82,22 @@ def test_a_failure_of_apt_is_shown_and_ends_it(host: Host) -> None:
     done = host.need("missing")
     assert done.returncode == 1
     assert "no such package" in done.stderr and "apt-get failed" in done.stderr
+
+
+def test_the_virtual_environment_is_made_again_when_the_systems_python_is_another(host: Host, tmp_path: Path) -> None:
+    """Its packages are below the old version's name, and the record of what it was made by said nothing of that."""
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    made = f"cd {tmp_path}; set -eu; . {TOP}/bin/.setup; need_python test"
+    for version, installs in (("3.11.2", 1), ("3.11.2", 0), ("3.13.5", 1), ("3.13.5", 0)):
+        host.noted("python", f"echo Python {version}")
+        python.unlink(missing_ok=True)
+        python.symlink_to(tmp_path / "bin/python")
+        before = len(host.called)
+        done = host.run("/bin/sh", "-c", made)
+        assert done.returncode == 0, done.stderr
+        assert sum("pip install" in call for call in host.called[before:]) == installs
 
 
 @pytest.mark.parametrize("arguments", [(), ("--keep",)])
