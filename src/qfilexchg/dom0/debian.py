@@ -39,8 +39,8 @@ class InstallFailed(HostError):
 
     def __str__(self) -> str:
         return (
-            f"Debian {self.release.value} could not be installed: the lines of mmdebstrap above say why, as when a mirror cannot be reached "
-            "or Debian has no such package. Nothing was changed"
+            f"Debian {self.release.value} could not be installed, and nothing was changed: mmdebstrap's lines above say why, as that a "
+            "mirror cannot be reached, or that Debian has no such package"
         )
 
 
