@@ -3,6 +3,8 @@
     python -m tests.machines
 
 makes those that are missing in the cache, beside tests that need none. A test that wants one makes it, or waits for it.
+
+They are of the host's own release of Debian, or of the one that QFILEXCHG_TEST_RELEASE names.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qfilexchg.dom0.debian import host_release
+from qfilexchg.dom0.debian import Release, host_release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import recipe
 from qfilexchg.dom0.vms.template import Contents
@@ -25,6 +27,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 EVIDENCE = CHECKOUT / ".ci/out"
 EDITOR = CHECKOUT / "tests/vm/editor"
 """What prepares the DisposableVMs of tests."""
+RELEASE = Release(os.environ.get("QFILEXCHG_TEST_RELEASE") or host_release())
+"""Of every VM that a test starts, and of the Xen machine's dom0."""
 
 
 @contextmanager
@@ -40,14 +44,16 @@ def home_of_its_own() -> Iterator[Home]:
 
 
 def xen_machine(home: Home) -> stages.Ready:
-    return stages.build(home, host_release(), EDITOR, _say)
+    return stages.build(home, RELEASE, EDITOR, _say)
 
 
 def main() -> None:
     with home_of_its_own() as home:
-        recipe.make(home, Contents(host_release()), _say)
+        recipe.make(home, Contents(RELEASE), _say)
         xen_machine(home)
-        recipe.make(home, Contents(host_release(), desktop=True), _say)
+        recipe.make(home, Contents(RELEASE, desktop=True), _say)
+        for release in Release:
+            recipe.make(home, Contents(release), _say)
 
 
 def _say(line: str) -> None:

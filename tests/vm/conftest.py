@@ -39,7 +39,7 @@ def laboratory(*options: str) -> Iterator[Lab]:
     lab.home.configuration.write_text(f"question_timeout_s = {QUESTION_TIMEOUT_S}\n")
     _labs.append(lab)
     try:
-        lab.succeed("qvm-template", "build", *options)
+        lab.build_template(*options)
         yield lab
         lab.down()
         assert lab.processes() == []

@@ -13,7 +13,7 @@ from qfilexchg.dom0.vms.collection import Collection
 from qfilexchg.dom0.vms.hypervisor import HypervisorError
 from qfilexchg.dom0.vms.qemu.hypervisor import Qemu, Record, running
 from qfilexchg.protocol.names import VmName
-from tests.machines import CHECKOUT
+from tests.machines import CHECKOUT, RELEASE
 
 COMMAND_DEADLINE_S = 240.0
 """For a command of ours, a VM's start under emulation on a busy machine included."""
@@ -53,6 +53,10 @@ class Lab:
         """A command of ours that goes on, with pipes. The caller ends it."""
         pipe = subprocess.PIPE
         return subprocess.Popen([CHECKOUT / "bin" / name, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment)
+
+    def build_template(self, *options: str) -> None:
+        """Give this home its template, with these options."""
+        self.succeed("qvm-template", "build", "--release", RELEASE.value, *options)
 
     def vm(self, name: str) -> Vm:
         """A VM that runs: made where it is not there, started where it does not run."""

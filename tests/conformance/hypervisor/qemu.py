@@ -29,7 +29,7 @@ class QemuWorld(RealVms):
 
     def open(self) -> None:
         self._lab.home.make()
-        self._lab.succeed("qvm-template", "build")
+        self._lab.build_template()
         for name in self._names:
             self._lab.succeed("qvm-create", name)
         self._lab.succeed("qfilexchg", "up")
