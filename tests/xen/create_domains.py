@@ -1,12 +1,13 @@
 """Runs in dom0: makes and destroys empty domains until Xen's counter of domain ids stands at its end. Prints the last id.
 
 Xen gives ids in turn, up to 32751, and begins again at the lowest that is free. Nobody but Xen learns of a domain that libxenctrl
-alone has made. The structure is that of Xen 4.17 (xen/include/public/domctl.h).
+alone has made. The structure begins as that of Xen 4.17 and 4.20 (xen/include/public/domctl.h). Later fields differ, and all are 0.
 """
 
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import sys
 
 LAST = 32751
@@ -23,15 +24,12 @@ class CreateDomain(ctypes.Structure):
         ("max_grant_frames", ctypes.c_int32),
         ("max_maptrack_frames", ctypes.c_int32),
         ("grant_opts", ctypes.c_uint32),
-        ("vmtrace_size", ctypes.c_uint32),
-        ("cpupool_id", ctypes.c_uint32),
-        ("emulation_flags", ctypes.c_uint32),
-        ("misc_flags", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * 64),
     )
 
 
 def main() -> int:
-    library = ctypes.CDLL("libxenctrl.so.4.17", use_errno=True)
+    library = ctypes.CDLL(ctypes.util.find_library("xenctrl"), use_errno=True)
     library.xc_interface_open.restype = ctypes.c_void_p
     library.xc_domain_create.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(CreateDomain))
     library.xc_domain_destroy.argtypes = (ctypes.c_void_p, ctypes.c_uint32)

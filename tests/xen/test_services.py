@@ -38,11 +38,13 @@ def test_a_daemon_whose_store_dies_takes_back_what_it_asks_waits_and_serves_agai
         asking = work.popen(PENCTL, "send", "personal")
         question = person.question()
         process = dom0.daemon()
-        dom0.sh("kill -KILL $(pidof oxenstored)")
+        store = dom0.output("pidof", "oxenstored").strip()
+        program = dom0.output("readlink", f"/proc/{store}/exe").strip()
+        dom0.output("kill", "-KILL", store)
         assert person.withdrawal() == question.id
         dom0.logged("waiting, and nothing can be asked meanwhile")
         asking.close()
-        dom0.sh(f"rm -f {STORE}; /usr/lib/xen-4.17/bin/oxenstored --pid-file /run/xenstore.pid")
+        dom0.sh(f"rm -f {STORE}; {program} --pid-file /run/xenstore.pid")
         dom0.until(f"systemctl status {UNIT} | grep -q 'Status: \"serving\"'")
     assert dom0.daemon() == process
     assert dom0.output("systemctl", "show", "-P", "NRestarts", UNIT) == "0\n"
