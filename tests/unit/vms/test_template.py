@@ -14,6 +14,7 @@ from qfilexchg.dom0.vms.template import (
     Template,
     TemplateMissing,
     current,
+    discard,
     existing,
     images,
     kept,
@@ -113,7 +114,8 @@ def test_a_new_one_takes_the_place_of_the_old_one_which_goes(tmp_path: Path) -> 
     )
     for template in (other, old):
         use(home, template)
-    replace(home, old, new, print)
+    replace(home, old, new)
+    discard(home, old, print)
     assert used(home) == {new.folder: [None, Release.TRIXIE], other.folder: [Release.BOOKWORM]}
     assert sorted(path.name for path in images(home).glob("[a-f]*")) == ["aa", "cc"]
 
@@ -126,7 +128,7 @@ def test_one_of_a_release_that_no_other_vm_boots_from_is_replaced_for_those_alon
     )
     for template in (old, default):
         use(home, template)
-    replace(home, old, new, print)
+    replace(home, old, new)
     assert (current(home), current(home, Release.BOOKWORM)) == (default, new)
 
 
@@ -135,11 +137,13 @@ def test_one_that_another_home_boots_from_stays_until_that_home_is_gone(tmp_path
     old, new, newer = (made(one, name) for name in ("aa", "bb", "cc"))
     use(one, old)
     use(other, old)
-    replace(one, old, new, print)
+    replace(one, old, new)
+    discard(one, old, print)
     assert old.folder.exists() and kept(one.cache) == {old.folder, new.folder}
     shutil.rmtree(other.data)
     assert kept(one.cache) == {new.folder}
-    replace(one, new, newer, print)
+    replace(one, new, newer)
+    discard(one, new, print)
     assert not new.folder.exists()
 
 
@@ -148,5 +152,6 @@ def test_one_that_was_built_elsewhere_is_never_deleted(tmp_path: Path) -> None:
     foreign = Template(tmp_path / "elsewhere")
     foreign.folder.mkdir()
     use(home, foreign)
-    replace(home, foreign, made(home, "aa"), print)
+    replace(home, foreign, made(home, "aa"))
+    discard(home, foreign, print)
     assert foreign.folder.exists()

@@ -91,9 +91,12 @@ def _contents(of: Template) -> Contents:
 
 
 def _replace(home: Home, old: Template, contents: Contents, say: Say, *, anew: bool) -> Template:
+    of_its_own = bool(_contents(old).packages)
     new = make(home, contents, say, anew=anew)
     if new != old:
-        template.replace(home, old, new, say)
+        template.replace(home, old, new)
+        if anew or of_its_own:  # else somebody may well ask for it again
+            template.discard(home, old, say)
     return new
 
 

@@ -172,13 +172,14 @@ def use(home: Home, template: Template) -> None:
         _point(home, template.contents.release, template)
 
 
-def replace(home: Home, old: Template, new: Template, say: cache.Say) -> None:
-    """Let VMs that boot from ``old`` boot from ``new`` at their next start, and delete ``old`` if no home's VMs boot from it then.
-
-    A VM that runs keeps the files that it has open.
-    """
+def replace(home: Home, old: Template, new: Template) -> None:
+    """Let VMs that boot from ``old`` boot from ``new`` at their next start."""
     for release in used(home).get(old.folder, ()):
         _point(home, release, new)
+
+
+def discard(home: Home, old: Template, say: cache.Say) -> None:
+    """Delete a template of the cache, unless some home's VMs boot from it. A VM that runs keeps the files that it has open."""
     if old.folder.parent == images(home) and old.folder not in kept(home.cache):
         cache.remove(old.folder, say)
 
