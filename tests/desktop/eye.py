@@ -22,6 +22,8 @@ from gi.repository import Atspi, Gdk, GLib, Gtk  # type: ignore[import-not-found
 
 STATES = ("FOCUSED", "SENSITIVE", "SHOWING", "ACTIVE", "CHECKED", "IS_DEFAULT")
 COLOURS = 20
+ROLES = {"button": "push button"}
+"""What Debian 13's at-spi2 calls by another name than Debian 12's."""
 
 
 class Eye:
@@ -87,7 +89,7 @@ def tell(node: Any, application: str) -> dict[str, object]:
     place = component.get_extents(Atspi.CoordType.SCREEN) if component else None
     return {
         "application": application,
-        "role": node.get_role_name(),
+        "role": ROLES.get(node.get_role_name(), node.get_role_name()),
         "name": node.get_name(),
         "description": node.get_description(),
         "states": [state for state in STATES if states.contains(getattr(Atspi.StateType, state))],
