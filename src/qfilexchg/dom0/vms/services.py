@@ -137,8 +137,7 @@ class Unit:
         if serves(self):
             return False
         self._systemctl("start")  # returns when the daemon has told systemd that it serves
-        wait_until(lambda: serves(self), START_DEADLINE_S)
-        if not serves(self):
+        if not wait_until(lambda: serves(self), START_DEADLINE_S):
             how = f"does not serve {self.socket} after {START_DEADLINE_S:g} s"
             raise ServiceFailed(self.name, how, f"'journalctl -u {self.name}'")
         return True
