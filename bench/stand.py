@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from qfilexchg.dom0.debian import host_release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms import recipe
-from qfilexchg.dom0.vms.template import Contents
 
 TOP = Path(__file__).parents[1]
 DEADLINE_S = 600
@@ -44,7 +43,7 @@ def stand(*vms: str) -> Iterator[Home]:
     with tempfile.TemporaryDirectory(prefix="qx-") as folder:
         os.environ["QFILEXCHG_HOME"] = folder
         home = Home.from_environment()
-        recipe.build(home, Contents(host_release()), lambda line: print(line, file=sys.stderr))
+        recipe.build(home, host_release(), lambda line: print(line, file=sys.stderr))
         try:
             for vm in vms:
                 run("qvm-create", vm)

@@ -27,6 +27,11 @@ CALLS = (
     ("qvm-start", "work"),
     ("qvm-template", "show"),
     ("qvm-template", "build"),
+    ("qvm-template", "install", "hello"),
+    ("qvm-template", "list"),
+    ("qvm-template", "remove", "hello"),
+    ("qvm-template", "update"),
+    ("qvm-template", "use", "folder"),
 )
 """All except ``qfilexchg doctor``, which has more to say than one line, and what no Xen needs."""
 

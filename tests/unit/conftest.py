@@ -1,4 +1,4 @@
-"""What the unit tests share: a host whose QEMU none of them runs."""
+"""What the unit tests share: a host whose QEMU none of them runs, and whose cache none of them sees."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def installed_qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         yield
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qfilexchg.dom0.debian import Release, mirrors, release_of
+from qfilexchg.dom0.debian import InstallFailed, Release, fetching, mirrors, package_name, release_of
 
 BOOKWORM = """\
 Packages\tDebian\tmain\tbookworm\thttp://mirror.example/debian/
@@ -40,16 +40,56 @@ def test_the_mirrors_of_the_host_serve_another_release_too() -> None:
         "Packages\tDebian\tnon-free\tbookworm\thttp://other.example/",
         "Packages\tDebian\tmain\tsid\thttp://other.example/",
         "Packages\tDebian\tmain\tbookworm\tcdrom:[Debian 12]/",
+        "Packages\tDebian\tmain\tbookworm\tfile:/srv/mirror/",
         "Translations\tDebian\tmain\tbookworm\thttp://other.example/",
         "Packages\t$(ORIGIN)\tmain\t$(CODENAME)\thttp://other.example/",
         "non\tsense",
     ],
-    ids=["another's", "not main", "another release", "a disc", "no packages", "never fetched", "nonsense"],
+    ids=["another's", "not main", "another release", "a disc", "a folder", "no packages", "never fetched", "nonsense"],
 )
 def test_what_is_no_mirror_of_debian_is_left_out(other: str) -> None:
     assert list(mirrors(f"{other}\n{BOOKWORM}", Release.BOOKWORM)) == list(mirrors(BOOKWORM, Release.BOOKWORM))
     assert list(mirrors(other, Release.BOOKWORM)) == []
 
 
-def test_updates_alone_are_no_mirror() -> None:
-    assert list(mirrors(BOOKWORM.splitlines()[1], Release.BOOKWORM)) == []
+@pytest.mark.parametrize("missing", [0, 2], ids=["the release itself", "its security updates"])
+def test_without_the_release_or_its_security_updates_they_are_not_used(missing: int) -> None:
+    lines = BOOKWORM.splitlines()
+    del lines[missing]
+    assert list(mirrors("\n".join(lines), Release.BOOKWORM)) == []
+
+
+def test_of_the_hosts_settings_those_are_taken_that_say_how_to_reach_a_mirror() -> None:
+    dump = """\
+Acquire "";
+Acquire::AllowInsecureRepositories "true";
+Acquire::http::Proxy "http://proxy.example:3128";
+Acquire::https::CaInfo "/etc/ssl/ours.pem";
+Acquire::ForceIPv4 "true";
+Acquire::IndexTargets::deb::Packages::MetaKey "x";
+Acquire::Check-Valid-Until "false";
+"""
+    assert [line.split()[0] for line in fetching(dump)] == [
+        "Acquire::http::Proxy",
+        "Acquire::https::CaInfo",
+        "Acquire::ForceIPv4",
+        "Acquire::Check-Valid-Until",
+    ]
+
+
+def test_a_failed_installation_names_the_mirrors() -> None:
+    assert "The mirrors: http://mirror.example/debian/, http://security" in str(
+        InstallFailed(Release.BOOKWORM, list(mirrors(BOOKWORM, Release.BOOKWORM)))
+    )
+    assert "The mirrors: mmdebstrap's own" in str(InstallFailed(Release.BOOKWORM, []))
+
+
+@pytest.mark.parametrize("name", ["hello", "g++", "libstdc++6", "0ad", "a.b", "linux-image-amd64"])
+def test_the_name_of_a_package_is_one(name: str) -> None:
+    assert package_name(name) == name
+
+
+@pytest.mark.parametrize("word", ["", "a", "vim-", "-y", "Vim", "vim=1", "vim/sid", "./vim.deb", "vim\n", "?essential", "vim:i386"])
+def test_what_apt_would_take_for_something_else_is_no_name(word: str) -> None:
+    with pytest.raises(ValueError, match="not the name of a Debian package"):
+        package_name(word)

@@ -44,17 +44,17 @@ def made(
     *,
     anew: bool = False,
     keep: int | None = None,
-    kept: AbstractSet[Path] = frozenset(),
+    kept: Callable[[], AbstractSet[Path]] = frozenset,
 ) -> Path:
     """Return ``folder``, which ``make`` fills where it is not there yet. ``say`` is told when another build has to be waited for.
 
     With ``anew`` it is made again, beside the last one, under its name and the next number: ``made`` returns the last one then, and
-    from then on. ``keep`` is how many of those beside it, the last used ones, are kept at most. Those in ``kept`` always are.
+    from then on. ``keep`` is how many of those beside it, the last used ones, are kept at most. What ``kept`` returns always is.
 
     What ``make`` raises is raised; nothing is left then but a folder aside, which the next build of anything beside it removes.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / ".lock", say):
+    with locked(folder.parent / ".lock", say):
         folder = _last(folder)
         if anew and folder.exists():
             folder = folder.with_name(f"{folder.stem}.{_number(folder) + 1}")
@@ -66,13 +66,13 @@ def made(
             make(aside)
             aside.rename(folder)
         os.utime(folder)
-        prune(folder.parent, keep, kept)
+        prune(folder.parent, keep, kept())
     return folder
 
 
 def _last(folder: Path) -> Path:
-    """The last that was made of those of this name, or the name itself."""
-    return max(folder.parent.glob(f"{folder.name}.*"), key=_number, default=folder)
+    """Return the last that was made under this name, or the name itself."""
+    return max(folder.parent.glob(f"{folder.name}.[0-9]*"), key=_number, default=folder)
 
 
 def _number(folder: Path) -> int:
@@ -85,7 +85,7 @@ def _aside(name: str) -> str:
 
 def remove(folder: Path, say: Say) -> None:
     """Delete a folder that nothing needs any more. Whoever has a file of it open keeps that."""
-    with _locked(folder.parent / ".lock", say):
+    with locked(folder.parent / ".lock", say):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -98,7 +98,8 @@ def prune(folders: Path, keep: int | None = None, kept: AbstractSet[Path] = froz
 
 
 @contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
+def locked(path: Path, say: Say) -> Iterator[None]:
+    """Held while something is built. ``say`` is told when it has to be waited for."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,9 @@ from the mirrors of the host's own apt, through its proxies. What the host knows
 from __future__ import annotations
 
 import enum
+import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,14 @@ from qfilexchg.errors import HostError
 _BUILD_DEADLINE_S = 1800.0
 _APT_DEADLINE_S = 60.0
 _POCKETS = ("", "-updates", "-security")
+_SCHEMES = ("http://", "https://", "tor+http://", "tor+https://", "mirror+http://", "mirror+https://", "mirror+file:")
+"""Of mirrors that are likely to have every release, and that apt reaches from outside of the new system."""
+_PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
+"""Debian Policy, 5.6.1. To apt a hyphen at the end means that the package is to be removed."""
+_FETCHING = ("acquire::http::", "acquire::https::", "acquire::forceipv", "acquire::check-valid-until", "acquire::retries")
+"""Settings that say how to reach a mirror, and what it may be."""
+_OF_THE_HOST = ("etc/apt/apt.conf.d/99mmdebstrap", "etc/apt/sources.list", "etc/hostname", "etc/resolv.conf")
+"""Files in which mmdebstrap tells a new system of the host: its proxies, its mirrors, its name and its name servers."""
 _FIELDS = ("CREATED_BY", "ORIGIN", "COMPONENT", "CODENAME", "REPO_URI")
 _run = partial(run_in_sight, deadline_s=_BUILD_DEADLINE_S)
 
@@ -31,16 +41,18 @@ class Release(enum.Enum):
 
 
 class InstallFailed(HostError):
-    """Debian's packages could not be installed. mmdebstrap has said why."""
+    """Debian's packages could not be installed from ``mirrors``, or from mmdebstrap's own. mmdebstrap has said why."""
 
-    def __init__(self, release: Release) -> None:
-        super().__init__(release)
+    def __init__(self, release: Release, mirrors: Sequence[str]) -> None:
+        super().__init__(release, mirrors)
         self.release = release
+        self.mirrors = mirrors
 
     def __str__(self) -> str:
+        mirrors = ", ".join(sorted({line.split()[1] for line in self.mirrors})) or "mmdebstrap's own"
         return (
-            f"Debian {self.release.value} could not be installed, and nothing was changed: mmdebstrap's lines above say why, as that a "
-            "mirror cannot be reached, or that Debian has no such package"
+            f"Debian {self.release.value} could not be installed, and nothing was changed: mmdebstrap's lines above say why, for example "
+            f"that a mirror cannot be reached or that Debian has no such package. The mirrors: {mirrors}"
         )
 
 
@@ -79,14 +91,21 @@ def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Ma
     archive, root = workshop / "root.tar", Root(workshop / "root", workshop / "owners", 0)
     include = [f"--include={package}" for package in packages]
     called = [f"--{stage}-hook={program}" for stage, program in hooks.items()]
-    fetching = [f"--aptopt={option}" for option in _fetching()]
-    # The host's mirrors and proxies are nobody's business in a VM.
-    forget = '--customize-hook=rm -f "$1/etc/apt/sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap"'
-    command = ("mmdebstrap", "--variant=minbase", *include, *called, *fetching, forget)
+    settings = workshop / "apt.conf"
+    settings.write_text("".join(f"{line}\n" for line in fetching(_apt("apt-config", "dump", "Acquire"))), encoding="utf-8")
+    if os.geteuid() == 0:  # else mmdebstrap reads it as another user
+        settings.chmod(0o600)
+    # Before the other hooks, which may put files of their own there.
+    forget = f"--customize-hook=cd \"$1\" && rm -f {' '.join(_OF_THE_HOST)}"
+    command = ("mmdebstrap", "--variant=minbase", *include, forget, *called, f"--aptopt={settings}")
+    lines = _mirrors(release)
     try:
-        _run(*command, release.value, str(archive), *_mirrors(release), env=environment)
+        _run(*command, release.value, str(archive), *lines, env=environment)
     except ProgramFailed as error:
-        raise InstallFailed(release) from error
+        if error.status is None:  # it was too slow, which it cannot have said
+            raise
+        raise InstallFailed(release, lines) from error
+    settings.unlink()
     root.folder.mkdir()
     _run("fakeroot", "-s", str(root.owners), "--", "tar", "-C", str(root.folder), "-xf", str(archive))
     size_bytes = archive.stat().st_size
@@ -108,7 +127,7 @@ def make_disk(root: Root, image: Path, size_bytes: int, options: Sequence[str]) 
 
 
 def _mirrors(release: Release) -> list[str]:
-    """Return the lines for sources.list that give ``release`` by the host's mirrors; none where the host has no mirror of Debian."""
+    """Return the lines for sources.list that give ``release`` by the host's mirrors, or none: then mmdebstrap's own are used."""
     shown = "\t".join(f"$({field})" for field in _FIELDS)
     return list(mirrors(_apt("apt-get", "indextargets", "--format", shown), release))
 
@@ -116,24 +135,29 @@ def _mirrors(release: Release) -> list[str]:
 def mirrors(targets: str, release: Release) -> Iterator[str]:
     """Yield a line for each of the host's mirrors in ``targets``, as apt-get(8) lists them: fields in this module's order, by tabs.
 
-    A mirror has every release, so the host's own release is replaced by ``release``. What is not Debian's own is left out, and so is
-    a disc.
+    A mirror on the network is taken to have every release, so the host's own is replaced by ``release``. What is not Debian's own is
+    left out. Nothing is yielded where the host has no mirror of the release itself, or none of its security updates.
     """
     suites = {f"{known.value}{pocket}": pocket for known in Release for pocket in _POCKETS}
     found = {}
     for line in targets.splitlines():
         *kind, codename, uri = line.split("\t")
-        if kind == ["Packages", "Debian", "main"] and codename in suites and not uri.startswith("cdrom:"):
+        if kind == ["Packages", "Debian", "main"] and codename in suites and uri.startswith(_SCHEMES):
             found[f"deb {uri} {release.value}{suites[codename]} main"] = suites[codename]
-    if "" in found.values():  # updates alone make no system
+    if {"", "-security"} <= set(found.values()):
         yield from found
 
 
-def _fetching() -> Iterator[str]:
-    """Yield the host's settings of apt that say how to reach a mirror: proxies, and certificates of its own."""
-    for line in _apt("apt-config", "dump", "Acquire").splitlines():
-        if line.lower().startswith(("acquire::http::", "acquire::https::")):
-            yield line
+def fetching(settings: str) -> Iterator[str]:
+    """Yield those of the host's ``settings``, as apt-config(8) dumps them, that say how to reach a mirror."""
+    yield from (line for line in settings.splitlines() if line.lower().startswith(_FETCHING))
+
+
+def package_name(word: str) -> str:
+    """Return ``word`` if it can be the name of a package. Raises :exc:`ValueError`."""
+    if not _PACKAGE_NAME.fullmatch(word):
+        raise ValueError(f"{word[:64]!a} is not the name of a Debian package")
+    return word
 
 
 def _apt(*command: str) -> str:

@@ -161,9 +161,10 @@ def output(*argv: str, deadline_s: float, input: bytes = b"") -> bytes:
     """
     program = find_program(argv[0])
     try:
-        done = subprocess.run(
-            [program, *argv[1:]], input=input, capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"}, timeout=deadline_s, check=False
-        )
+        environment = {**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8"}
+        done = subprocess.run([program, *argv[1:]], input=input, capture_output=True, env=environment, timeout=deadline_s, check=False)
+    except OSError as error:
+        raise ProgramFailed(argv, f"could not be started ({error.strerror})") from error
     except subprocess.TimeoutExpired:
         raise ProgramFailed(argv, f"did not end within {deadline_s:g} s and was killed") from None
     if done.returncode != 0:

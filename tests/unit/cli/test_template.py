@@ -46,11 +46,11 @@ def test_the_list_tells_of_each_its_release_its_age_what_was_added_and_which_vms
     ]
 
 
-@pytest.mark.parametrize("word", ["", "-y", "Gimp", "gimp=1", "../x", "a b", "x;reboot", "gi\nmp"])
+@pytest.mark.parametrize("word", ["", "-y", "vim-", "Gimp", "gimp=1", "../x", "a b", "x;reboot", "gi\nmp"])
 def test_what_is_no_name_of_a_package_is_refused_before_anything_is_done(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         command.main(["install", "--", word])
-    assert refused.value.code == 2 and "no name of a package" in capsys.readouterr().err
+    assert refused.value.code == 2 and "is not the name of a Debian package" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["sid", "", "Trixie", "13"])
@@ -58,9 +58,3 @@ def test_a_release_that_cannot_be_built_is_refused_with_those_that_can(word: str
     with pytest.raises(SystemExit) as refused:
         command.main(["build", "--release", word])
     assert refused.value.code == 2 and "bookworm or trixie" in capsys.readouterr().err
-
-
-def test_an_update_tells_which_packages_are_another_version() -> None:
-    old = {"bash": "5.2-1", "dash": "0.5-1", "gone": "1"}
-    assert command.changes(old, {"bash": "5.2-2", "dash": "0.5-1", "linux-6.2": "1"}) == ["bash 5.2-1 → 5.2-2", "linux-6.2 (new) → 1"]
-    assert command.changes(old, old) == ["no package is newer"]

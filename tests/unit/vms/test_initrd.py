@@ -55,6 +55,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     (root / "lib/modules" / RELEASE).mkdir(parents=True)
     install(root, {f"{name}.ko": module(provides=name) for name in WANTED})
+    (root / "boot").mkdir()
+    (root / "boot" / f"vmlinuz-{RELEASE}").touch()
     (root / "bin").mkdir()
     (root / "bin/busybox").write_bytes(b"busy")
     return root
@@ -85,6 +87,16 @@ def test_what_is_part_of_the_kernel_is_not_loaded(root: Path) -> None:
     (root / "lib/modules" / RELEASE / "ext4.ko").unlink()
     install(root, {}, builtin=("ext4",))
     assert [path.stem for path in initrd.load_order(root, ("ext4", "vfat"))] == ["vfat"]
+
+
+def test_options_on_the_hosts_kernel_command_line_are_no_part_of_a_modules_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "modprobe"
+    program.write_text("#!/bin/sh\necho 'insmod /lib/ext4.ko.xz debug=1 '\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert initrd.load_order(root, ("ext4",)) == [Path("/lib/ext4.ko.xz")]
 
 
 def test_a_module_that_the_kernel_lacks_is_an_error_that_names_it(root: Path) -> None:

@@ -4,9 +4,11 @@ import gzip
 import lzma
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0.vms import kernel
 from qfilexchg.dom0.vms.kernel import KernelUnusable, unpack
 from qfilexchg.dom0.vms.packed import PackingUnknown
 
@@ -51,3 +53,12 @@ def test_what_is_no_kernel_is_refused(vmlinuz: bytes) -> None:
 def test_a_kernel_that_is_packed_in_an_unknown_way_is_named() -> None:
     with pytest.raises(PackingUnknown, match="the template's kernel is packed in an unknown way"):
         unpack(image(b"LRZI" + bytes(100)))
+
+
+@pytest.mark.parametrize(("names", "said"), [((), "there is none"), (("vmlinuz-6.1", "vmlinuz-6.2"), "there is vmlinuz-6.1, vmlinuz-6.2")])
+def test_a_system_has_one_kernel(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    (tmp_path / "boot").mkdir()
+    for name in names:
+        (tmp_path / "boot" / name).touch()
+    with pytest.raises(KernelUnusable, match=f"{said}: add no package of another kernel"):
+        kernel.release(tmp_path)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0 import cache
 from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.vms.template import (
@@ -74,7 +76,31 @@ def test_what_is_in_it_and_when_it_was_made_is_written_down(tmp_path: Path) -> N
     assert (template.contents, template.made_s) == (contents, NOW_S)
 
 
-@pytest.mark.parametrize("about", ["", "{}", "[]", '{"release": "sid", "desktop": false, "packages": []}'])
+ABOUT = {"release": "trixie", "desktop": False, "packages": ["vim"], "made_s": 1}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "",
+        "{}",
+        "[]",
+        *(
+            json.dumps({**ABOUT, **wrong})
+            for wrong in (
+                {"release": "sid"},
+                {"desktop": "no"},
+                {"packages": "vim"},
+                {"packages": ["/etc/passwd"]},
+                {"packages": ["-y"]},
+                {"packages": [7]},
+                {"made_s": "1"},
+                {"made_s": float("nan")},
+                {"made_s": None},
+            )
+        ),
+    ],
+)
 def test_one_that_does_not_say_what_is_in_it_is_as_old_as_its_disk(tmp_path: Path, about: str) -> None:
     template = Template(tmp_path)
     template.about.write_text(about)
@@ -139,12 +165,46 @@ def test_one_that_another_home_boots_from_stays_until_that_home_is_gone(tmp_path
     use(other, old)
     replace(one, old, new)
     discard(one, old, print)
-    assert old.folder.exists() and kept(one.cache) == {old.folder, new.folder}
+    assert old.folder.exists() and kept(one) == {old.folder, new.folder}
     shutil.rmtree(other.data)
-    assert kept(one.cache) == {new.folder}
+    assert kept(one) == {new.folder}
+    assert len(list((one.cache / "homes").iterdir())) == 2, "its disk may come back"
+    for mark in (one.cache / "homes").iterdir():
+        os.utime(mark, (0, 0), follow_symlinks=False)
+    assert kept(one) == {new.folder}
+    assert [mark.readlink() for mark in (one.cache / "homes").iterdir()] == [one.data]
     replace(one, new, newer)
     discard(one, new, print)
     assert not new.folder.exists()
+
+
+def test_one_that_is_used_is_known_when_the_cache_is_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "elsewhere")
+    home = home_of("one", tmp_path)
+    old, new = made(home, "aa"), made(home, "bb")
+    use(home, old)
+    os.utime(old.folder, (0, 0))
+    cache.prune(images(home), kept=kept(home))
+    assert old.folder.exists()
+    replace(home, old, new)
+    discard(home, old, print)
+    assert not old.folder.exists() and new.folder.exists()
+
+
+@pytest.mark.parametrize("other", ["a file", "closed"])
+def test_a_home_that_cannot_be_looked_at_disturbs_nobody(tmp_path: Path, other: str) -> None:
+    home, strange = home_of("one", tmp_path), home_of("other", tmp_path)
+    template = made(home, "aa")
+    for each in (home, strange):
+        use(each, template)
+    shutil.rmtree(strange.data)
+    if other == "a file":
+        strange.data.touch()
+    else:
+        strange.data.mkdir(mode=0)
+    (home.cache / "homes/.half-made").symlink_to("nowhere")
+    assert kept(home) == {template.folder}
 
 
 def test_one_that_was_built_elsewhere_is_never_deleted(tmp_path: Path) -> None:
@@ -155,3 +215,8 @@ def test_one_that_was_built_elsewhere_is_never_deleted(tmp_path: Path) -> None:
     replace(home, foreign, made(home, "aa"))
     discard(home, foreign, print)
     assert foreign.folder.exists()
+
+
+def test_one_of_which_nothing_is_there_is_as_old_as_can_be(tmp_path: Path) -> None:
+    assert Template(tmp_path).made_s == 0 and Template(tmp_path).package_versions() == {}
+    assert "'qvm-template build'" in str(Template(tmp_path).stale(NOW_S))

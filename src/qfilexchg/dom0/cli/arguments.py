@@ -22,12 +22,13 @@ def parser(name: str, description: str, statuses: str = STATUSES) -> argparse.Ar
 
 def add_release(args: argparse.ArgumentParser, of_what: str) -> None:
     """Add ``--release``, the release of Debian ``of_what``."""
+    own = host_release()
     args.add_argument(
         "--release",
         type=release,
-        default=host_release(),
+        default=own,
         metavar="RELEASE",
-        help=f"the release of Debian {of_what}: {_RELEASES} (default: this computer's own, {host_release().value})",
+        help=f"the release of Debian {of_what}: {_RELEASES} (default: {own.value})",
     )
 
 
@@ -44,7 +45,7 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def release(word: str) -> Release:
-    """The release of Debian with this code name, as a type for argparse."""
+    """Return the release of Debian with this code name, as a type for argparse."""
     try:
         return Release(word)
     except ValueError:

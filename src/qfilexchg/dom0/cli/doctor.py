@@ -18,6 +18,7 @@ from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.platform import NotDom0, Platform
 from qfilexchg.dom0.vms import choice, savefile, services, template
 from qfilexchg.dom0.vms.packed import UNPACKERS
+from qfilexchg.dom0.vms.template import Template
 from qfilexchg.errors import CallerError, QfilexchgError
 
 PROGRAMS = {Platform.QEMU: ("qemu-system-x86_64", "mke2fs", "mkfs.fat"), Platform.XEN: ("xl", "mke2fs", "mkfs.fat")}
@@ -140,8 +141,9 @@ def _template(home: Home) -> Iterator[Check]:
     except QfilexchgError as error:
         yield Check("template", Verdict.BAD, str(error))
         return
-    stale = found.stale(time.time())
-    yield Check("template", Verdict.NOTE if stale else Verdict.GOOD, stale or str(found.folder))
+    old = filter(None, (Template(folder).stale(time.time()) for folder in template.used(home)))
+    said = "; ".join(old)
+    yield Check("template", Verdict.NOTE if said else Verdict.GOOD, said or str(found.folder))
     yield _savefile(home)
 
 

@@ -1,7 +1,7 @@
 """The VMs' initrd: busybox, a few modules and ``image/init``, as a cpio archive.
 
 The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst). Neither the archive nor the modules in it are
-packed: unpacking costs emulated time, reading does not. Owners, times and numbers are fixed, so the same input gives the same bytes.
+compressed: unpacking costs emulated time, reading does not. Owners, times and numbers are fixed, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qfilexchg.dom0 import programs
-from qfilexchg.dom0.vms import packed
+from qfilexchg.dom0.vms import kernel, packed
 
 PLATFORMS = {"qemu": ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng"), "xen": ("xen-blkfront",)}
 """What reaches the outside there: a VM's disks, and on QEMU its channels and its randomness. ``image/init`` knows where it is."""
@@ -63,14 +63,15 @@ def load_order(root: Path, wanted: Iterable[str]) -> list[Path]:
 
     Raises :exc:`~qfilexchg.dom0.programs.ProgramFailed` where the kernel of ``root`` has no such module.
     """
-    (release,) = (root / "lib/modules").iterdir()
+    release = kernel.release(root)
     order: dict[Path, None] = {}
     for module in wanted:
-        # Without the host's own settings, and those of the root, which are for a system that has started.
-        command = ("modprobe", "-C", os.devnull, "-d", str(root), "-S", release.name, "--show-depends", "--", module)
+        # Without the settings in /etc/modprobe.d, which are for a system that has started.
+        command = ("modprobe", "-C", os.devnull, "-d", str(root), "-S", release, "--show-depends", "--", module)
         for line in programs.output(*command, deadline_s=_PROGRAM_DEADLINE_S).decode("utf-8").splitlines():
-            if line.startswith("insmod "):  # else "builtin": part of the kernel
-                order.setdefault(Path(line.removeprefix("insmod ").rstrip()))
+            what, file, *_ = line.split()  # options may follow: modprobe takes them from the host's kernel command line, too
+            if what == "insmod":  # else "builtin": part of the kernel
+                order.setdefault(Path(file))
     return list(order)
 
 

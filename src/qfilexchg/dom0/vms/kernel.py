@@ -8,6 +8,7 @@ itself: under emulation 0.6 s of 3 s. The place of the packed kernel is in the b
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 from qfilexchg.dom0.vms import packed
 from qfilexchg.errors import HostError
@@ -28,6 +29,20 @@ class KernelUnusable(HostError):
 
     def __str__(self) -> str:
         return f"the template's kernel cannot be used: {self.why}"
+
+
+def image(root: Path) -> Path:
+    """Return the packed kernel of the unpacked system ``root``. Raises :exc:`KernelUnusable` unless there is exactly one."""
+    found = sorted((root / "boot").glob("vmlinuz-*"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise KernelUnusable(f"there must be one, and there is {names}: add no package of another kernel")
+    return found[0]
+
+
+def release(root: Path) -> str:
+    """Return the release of the kernel of ``root``, by which its modules are found. Raises :exc:`KernelUnusable`."""
+    return image(root).name.removeprefix("vmlinuz-")
 
 
 def unpack(vmlinuz: bytes) -> bytes:

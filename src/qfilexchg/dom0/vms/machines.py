@@ -158,11 +158,11 @@ class Machines:
         vm = self.collection.get(name)
         if vm.kind is Kind.DISPOSABLE:
             raise NotStarted(vm.name)
-        booted = template.current(self._home, vm.release)
-        if stale := booted.stale(time.time()):
-            say(stale)
-        made_of = await self.toolstack.basis(vm.memory_mib, booted)
         with services.toolstack_lock(self._home):
+            booted = template.current(self._home, vm.release)  # which goes, once it is replaced, with this lock held
+            if stale := booted.stale(time.time()):
+                say(stale)
+            made_of = await self.toolstack.basis(vm.memory_mib, booted)
             for service in services.start(self._home):
                 say(f"{service} started")
             await self.sweep()

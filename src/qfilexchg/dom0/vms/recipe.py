@@ -13,15 +13,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from qfilexchg.dom0 import cache, debian
 from qfilexchg.dom0.cache import Say
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
 from qfilexchg.dom0.programs import run_in_sight
-from qfilexchg.dom0.vms import initrd, kernel, packed, template
-from qfilexchg.dom0.vms.template import Contents, Template
+from qfilexchg.dom0.vms import initrd, kernel, packed, services, template
+from qfilexchg.dom0.vms.template import Contents, Template, TemplateMissing
 from qfilexchg.errors import CallerError, HostError
 
 RECIPE = Path(__file__).with_name("image")
@@ -34,6 +37,7 @@ SPARE_BYTES = 64 << 20
 SPARE_PART = 16
 """Room in the root disk beyond its files: ext4's own tables, and for them one byte for each so many of the files. It stays a hole."""
 _PACKAGE_DEADLINE_S = 300.0
+_WORKSHOPS = Path("/var/tmp")  # noqa: S108  a folder of a name that nobody can foresee is made in it
 
 
 class PackageMissing(HostError):
@@ -54,8 +58,32 @@ class ContentsUnknown(CallerError):
         return f"the template {self.folder} does not say what is in it: 'qvm-template build' makes one that does"
 
 
+class NotAdded(CallerError):
+    """A package that nobody has added to the template."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(package)
+        self.package = package
+
+    def __str__(self) -> str:
+        return f"{self.package} was not added to the template: 'qvm-template list' shows what was"
+
+
+class BuildFailed(HostError):
+    """The host could not store what was built. ``why`` is its word."""
+
+    def __init__(self, folder: Path, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder = folder
+        self.why = why
+
+    def __str__(self) -> str:
+        where = f"{_WORKSHOPS} and {self.folder}"
+        return f"the template could not be built, and nothing was changed: {self.why}; see that there is room in {where}"
+
+
 def recipe_hash(contents: Contents, recipe: Path, package: Path, over: Path | None = None) -> str:
-    """What names a template: everything that its content follows from, but for the Debian mirror's present state.
+    """Return the name of a template: a hash of everything that it follows from, except what Debian's mirrors have at the moment.
 
     ``over`` is the recipe that is laid over ``recipe``.
     """
@@ -65,23 +93,55 @@ def recipe_hash(contents: Contents, recipe: Path, package: Path, over: Path | No
     return cache.content_hash(files, contents.release.value, *contents.packages)
 
 
-def build(home: Home, contents: Contents, say: Say) -> Template:
-    """Make a template, or find it in the cache, and let ``home``'s VMs boot from it."""
-    found = make(home, contents, say)
-    template.use(home, found)
-    return found
+def build(home: Home, release: Release, say: Say, *, desktop: bool = False) -> Template:
+    """Make a template, or find it in the cache, and let ``home``'s VMs boot from it. It has what was added to the last of its release."""
+    with _turn(home, say):
+        try:
+            before = template.current(home, release).contents
+        except TemplateMissing:
+            before = None
+        found = make(home, Contents(release, desktop, before.packages if before else ()), say)
+        template.use(home, found)
+        return found
 
 
-def update(home: Home, old: Template, say: Say) -> Template:
-    """Make ``old`` anew, of Debian's packages of today, in its place. Raises :exc:`ContentsUnknown`."""
-    return _replace(home, old, _contents(old), say, anew=True)
+def update(home: Home, say: Say) -> Iterator[tuple[Template, list[str]]]:
+    """Make each of ``home``'s templates anew, of the packages that Debian has now. Yield each when it is in its place, with what changed.
+
+    Raises :exc:`~qfilexchg.dom0.vms.template.TemplateMissing` or :exc:`ContentsUnknown`.
+    """
+    with _turn(home, say):
+        template.current(home)
+        for old in map(Template, template.used(home)):
+            versions = old.package_versions()
+            new = _replace(home, old, _contents(old), say, anew=True)
+            yield new, changes(versions, new.package_versions())
 
 
-def install(home: Home, old: Template, packages: Iterable[str], say: Say) -> Template:
-    """Make one in the place of ``old`` that has these of Debian's packages too. Raises :exc:`ContentsUnknown`."""
-    contents = _contents(old)
-    wanted = Contents(contents.release, contents.desktop, tuple(sorted({*contents.packages, *packages})))
-    return _replace(home, old, wanted, say, anew=False)
+def change(home: Home, release: Release | None, add: AbstractSet[str], remove: AbstractSet[str], say: Say) -> Template:
+    """Add Debian packages to the template of ``release``, or of VMs that name none, and remove some that were added.
+
+    Raises :exc:`NotAdded`, :exc:`~qfilexchg.dom0.vms.template.TemplateMissing` or :exc:`ContentsUnknown`.
+    """
+    with _turn(home, say):
+        old = template.current(home, release)
+        contents = _contents(old)
+        if unknown := sorted(remove - set(contents.packages)):
+            raise NotAdded(unknown[0])
+        packages = tuple(sorted({*contents.packages, *add} - remove))
+        return _replace(home, old, Contents(contents.release, contents.desktop, packages), say)
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return a line for each package that is in one of them alone, as a kernel's update is, or has another version in ``new``."""
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name}: {old.get(name, 'new')} → {new.get(name, 'gone')}" for name in names] or ["no package has changed"]
+
+
+def _turn(home: Home, say: Say) -> AbstractContextManager[None]:
+    """Held while a home's templates are changed, so that of two commands the second begins with what the first has made."""
+    home.make()
+    return cache.locked(home.data / "templates.lock", say)
 
 
 def _contents(of: Template) -> Contents:
@@ -90,13 +150,14 @@ def _contents(of: Template) -> Contents:
     return of.contents
 
 
-def _replace(home: Home, old: Template, contents: Contents, say: Say, *, anew: bool) -> Template:
-    of_its_own = bool(_contents(old).packages)
+def _replace(home: Home, old: Template, contents: Contents, say: Say, *, anew: bool = False) -> Template:
+    worthless = anew or bool(_contents(old).packages)  # else somebody may well ask for it again
     new = make(home, contents, say, anew=anew)
     if new != old:
-        template.replace(home, old, new)
-        if anew or of_its_own:  # else somebody may well ask for it again
-            template.discard(home, old, say)
+        with services.toolstack_lock(home):  # no VM is between having found its template and having opened it
+            template.replace(home, old, new)
+            if worthless:
+                template.discard(home, old, say)
     return new
 
 
@@ -104,24 +165,28 @@ def make(home: Home, contents: Contents, say: Say, *, anew: bool = False) -> Tem
     """Make a template of these ``contents``, or find it in the cache, unless it is to be made ``anew``.
 
     ``say`` gets a line at each step; mmdebstrap's own progress goes to standard error. Another build of the same cache is waited for.
+    Raises :exc:`PackageMissing`, :exc:`BuildFailed` and what :func:`qfilexchg.dom0.debian.install` raises.
     """
     home.make()
-    with tempfile.TemporaryDirectory(prefix="qfilexchg-template-", dir="/var/tmp") as name:
-        workshop = Path(name)
-        # mmdebstrap's users of a foreign namespace look into it, and it holds nothing that is private.
-        workshop.chmod(0o755)
-        package = _vm_package(workshop, say)
-        over = DESKTOP_RECIPE if contents.desktop else None
-        folder = template.images(home) / recipe_hash(contents, RECIPE, package, over)
+    try:
+        with tempfile.TemporaryDirectory(prefix="qfilexchg-template-", dir=_WORKSHOPS) as name:
+            workshop = Path(name)
+            # mmdebstrap's users of a foreign namespace look into it, and it holds nothing that is private.
+            workshop.chmod(0o755)
+            package = _vm_package(workshop, say)
+            over = DESKTOP_RECIPE if contents.desktop else None
+            folder = template.images(home) / recipe_hash(contents, RECIPE, package, over)
 
-        def fill(aside: Path) -> None:
-            _build(Template(aside), contents, over, workshop, package, say)
+            def fill(aside: Path) -> None:
+                _build(Template(aside), contents, over, workshop, package, say)
 
-        return Template(cache.made(folder, fill, say, anew=anew, kept=template.kept(home.cache)))
+            return Template(cache.made(folder, fill, say, anew=anew, kept=lambda: template.kept(home)))
+    except OSError as error:
+        raise BuildFailed(home.cache, error.strerror or str(error)) from error
 
 
 def _vm_package(workshop: Path, say: Say) -> Path:
-    """The package, in ``workshop``: where this program is installed it came along, in a checkout it is built."""
+    """Put the package into ``workshop``: where this program is installed it came along, in a checkout it is built."""
     package = workshop / "qfilexchg-vm.deb"
     if _PACKAGE_BUILDER.exists():
         say("building the VM side's package")
@@ -143,8 +208,8 @@ def _build(made: Template, contents: Contents, over: Path | None, workshop: Path
     shutil.copytree(RECIPE, recipe, copy_function=shutil.copyfile)
     if over:
         shutil.copytree(over, recipe, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    (recipe / "hook").chmod(0o755)
     hook = recipe / "hook"
+    hook.chmod(0o755)
     begun_s = time.time()
     say(f"installing Debian {contents.release.value} and the VM side ({'two minutes' if over else 'about a minute'})")
     root = debian.install(
@@ -161,8 +226,7 @@ def _build(made: Template, contents: Contents, over: Path | None, workshop: Path
     debian.make_disk(root, made.root, size_bytes, ("-O", "^has_journal,^resize_inode"))
 
     say("preparing the kernel and its initrd")
-    (vmlinuz,) = (root.folder / "boot").glob("vmlinuz-*")
-    made.kernel.write_bytes(kernel.unpack(vmlinuz.read_bytes()))
+    made.kernel.write_bytes(kernel.unpack(kernel.image(root.folder).read_bytes()))
     made.initrd.write_bytes(initrd.build(root.folder, (recipe / "init").read_bytes()))
     made.probe.write_bytes(initrd.build_probe(root.folder))
     made.versions.write_text(debian.versions(root), encoding="ascii")

@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 
 from qfilexchg.dom0 import cache
-from qfilexchg.dom0.debian import Release
+from qfilexchg.dom0.debian import Release, package_name
 from qfilexchg.dom0.home import Home
 from qfilexchg.errors import CallerError, HostError
 
@@ -100,29 +102,48 @@ class Template:
         about = {"release": contents.release.value, "desktop": contents.desktop, "packages": contents.packages, "made_s": int(made_s)}
         self.about.write_text(json.dumps(about), encoding="ascii")
 
+    def _described(self) -> tuple[Contents, int] | None:
+        """Return what :meth:`describe` has written. Whoever copied a template here may have written anything else."""
+        try:
+            about = json.loads(self.about.read_text(encoding="ascii"))
+            release, desktop, packages, made_s = (about[key] for key in ("release", "desktop", "packages", "made_s"))
+            if not (isinstance(desktop, bool) and isinstance(packages, list) and isinstance(made_s, int)):
+                return None
+            return Contents(Release(release), desktop, tuple(package_name(word) for word in packages)), made_s
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     @property
     def contents(self) -> Contents | None:
         """None where that is not written down."""
-        try:
-            about = json.loads(self.about.read_text(encoding="ascii"))
-            return Contents(Release(about["release"]), bool(about["desktop"]), tuple(map(str, about["packages"])))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        described = self._described()
+        return described[0] if described else None
 
     @property
     def made_s(self) -> float:
-        """When Debian's packages were fetched, in seconds of the epoch."""
+        """When Debian's packages were fetched, in seconds of the epoch; 0 where nothing tells."""
+        if described := self._described():
+            return described[1]
         try:
-            return float(json.loads(self.about.read_text(encoding="ascii"))["made_s"])
-        except (OSError, ValueError, KeyError, TypeError):
             return self.root.stat().st_mtime
+        except OSError:
+            return 0
+
+    def package_versions(self) -> dict[str, str]:
+        """Return the versions of the packages in it, by name; nothing where that is not written down."""
+        try:
+            lines = self.versions.read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            return {}
+        return {name: version for name, _, version in (line.partition(" ") for line in lines)}
 
     def stale(self, now_s: float) -> str | None:
-        """A sentence for the person if it is older than :data:`STALE_DAYS`."""
+        """Return a sentence for the person if it is older than :data:`STALE_DAYS`."""
         days = int((now_s - self.made_s) // _DAY_S)
         if days <= STALE_DAYS:
             return None
-        return f"the template is {days} days old and lacks Debian's security updates since: 'qvm-template update' makes a new one"
+        name, cure = (f" of Debian {self.contents.release.value}", "update") if self.contents else ("", "build")
+        return f"the template{name} is {days} days old and lacks Debian's security updates since: 'qvm-template {cure}' makes a new one"
 
     @property
     def has_desktop(self) -> bool:
@@ -144,12 +165,12 @@ def current(home: Home, release: Release | None = None) -> Template:
     """Return the template of ``home``'s VMs, or that of its VMs of this ``release``. Raises :exc:`TemplateMissing`."""
     try:
         return Template(_link(home, release).resolve(strict=True))
-    except FileNotFoundError:
+    except OSError:
         raise TemplateMissing(release) from None
 
 
 def used(home: Home) -> dict[Path, list[Release | None]]:
-    """Return the folders of ``home``'s templates, each with the releases that stand for it; None is that of VMs that name none."""
+    """Return the folders of ``home``'s templates, each with the releases that it stands for; None: for VMs that name none."""
     found: dict[Path, list[Release | None]] = {}
     for release in (None, *Release):
         with contextlib.suppress(TemplateMissing):
@@ -167,6 +188,7 @@ def existing(folder: Path) -> Template:
 
 def use(home: Home, template: Template) -> None:
     """Let ``home``'s VMs boot from ``template`` from now on, those that name no release and those that name its own."""
+    template.mark_used()
     _point(home, None, template)
     if template.contents:
         _point(home, template.contents.release, template)
@@ -180,29 +202,32 @@ def replace(home: Home, old: Template, new: Template) -> None:
 
 def discard(home: Home, old: Template, say: cache.Say) -> None:
     """Delete a template of the cache, unless some home's VMs boot from it. A VM that runs keeps the files that it has open."""
-    if old.folder.parent == images(home) and old.folder not in kept(home.cache):
+    if old.folder.parent == images(home) and old.folder not in kept(home):
         cache.remove(old.folder, say)
 
 
 def images(home: Home) -> Path:
-    """The folder of the cache in which templates are."""
-    return home.cache / "images"
+    """Return the folder of the cache in which templates are, without links, as those that are used are named."""
+    return (home.cache / "images").resolve()
 
 
-def kept(folder: Path) -> set[Path]:
-    """Return the templates that some home of the cache in ``folder`` boots from. A home that is gone is forgotten."""
+def kept(home: Home) -> set[Path]:
+    """Return the templates that some home with the cache of ``home`` boots from."""
     folders: set[Path] = set()
-    for mark in _homes(folder).glob("*"):
-        data = mark.readlink()
-        folders.update(used(Home(data, data, folder)))
-        if not data.is_dir():
+    for mark in _homes(home).glob("[0-9a-f]*"):
+        try:
+            data, marked_s = mark.readlink(), mark.lstat().st_mtime
+        except FileNotFoundError:  # forgotten by somebody else
+            continue
+        folders.update(used(replaced(home, data=data)))
+        if not data.exists() and marked_s < time.time() - cache.KEEP_UNUSED_S:  # else its disk may come back
             mark.unlink(missing_ok=True)
     return folders
 
 
-def _homes(folder: Path) -> Path:
-    """Has a link for each home that has templates of the cache in ``folder``."""
-    return folder / "homes"
+def _homes(home: Home) -> Path:
+    """Return the folder that has a link to each home that has templates of the same cache."""
+    return home.cache / "homes"
 
 
 def _link(home: Home, release: Release | None) -> Path:
@@ -211,7 +236,7 @@ def _link(home: Home, release: Release | None) -> Path:
 
 def _point(home: Home, release: Release | None, template: Template) -> None:
     """Change a link in one step, and let the cache know of this home before."""
-    mark = _homes(home.cache) / hashlib.sha256(os.fsencode(home.data)).hexdigest()
+    mark = _homes(home) / hashlib.sha256(os.fsencode(home.data)).hexdigest()
     for link, target in ((mark, home.data), (_link(home, release), template.folder)):
         link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = link.with_name(f".{link.name}.{os.getpid()}")

@@ -16,7 +16,7 @@ from qfilexchg.dom0 import cache, debian
 from qfilexchg.dom0.cache import Say
 from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.home import Home
-from qfilexchg.dom0.vms import initrd, packed
+from qfilexchg.dom0.vms import initrd, kernel, packed
 
 RECIPE = Path(__file__).with_name("recipe")
 KEPT = 3
@@ -55,7 +55,8 @@ class Disk:
 def build(home: Home, release: Release, say: Say) -> Disk:
     """Make the disk of a dom0 of this release, or find it in the cache. Raises a HostError."""
     agent = [(str(file.relative_to(_SOURCE)), file) for pattern in _AGENT for file in sorted(_SOURCE.glob(pattern))]
-    code = [(Path(name).name, Path(name)) for name in (__file__, str(debian.__file__), str(initrd.__file__), str(packed.__file__))]
+    modules = (debian.__file__, initrd.__file__, kernel.__file__, packed.__file__)
+    code = [(Path(name).name, Path(name)) for name in (__file__, *map(str, modules))]
     wanted = cache.content_hash([*cache.tree(RECIPE), *agent, *code], release.value)
     return Disk(cache.made(home.cache / "xen" / "disk" / wanted, lambda aside: _build(Disk(aside), release, agent, say), say, keep=KEPT))
 
@@ -77,9 +78,7 @@ def _build(disk: Disk, release: Release, agent: list[tuple[str, Path]], say: Say
         root = debian.install(workshop, release, packages, {"customize": recipe / "hook"}, environment)
         say("making its disk")
         debian.make_disk(root, disk.root, SIZE_BYTES, ("-E", "lazy_itable_init=1,nodiscard"))
-        boot = root.folder / "boot"
-        (xen,) = boot.glob("xen-*-amd64.gz")
-        (vmlinuz,) = boot.glob("vmlinuz-*")
+        (xen,) = (root.folder / "boot").glob("xen-*-amd64.gz")
         disk.xen.write_bytes(gzip.decompress(xen.read_bytes()))
-        shutil.copyfile(vmlinuz, disk.kernel)
+        shutil.copyfile(kernel.image(root.folder), disk.kernel)
         disk.initrd.write_bytes(initrd.archive(root.folder, (recipe / "init").read_bytes(), _FOLDERS, {"order": _MODULES}))
