@@ -35,7 +35,7 @@ _SOURCES = (_CHECKOUT / "packaging", *(_CHECKOUT / "src/qfilexchg" / room for ro
 _SETUP = Path(__file__).with_name("setup")
 _PARCEL_BYTES = 1 << 30
 _PACKAGES_DEADLINE_S = 300.0
-_SETUP_DEADLINE_S = 600.0
+_SETUP_DEADLINE_S = 1200.0
 KEPT = 2
 """Of each stage, some gigabytes: one for the tests and one to work in, which differ in their editor, or two of either."""
 SETTLE_S = 3.0
