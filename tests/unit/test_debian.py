@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qfilexchg.dom0.debian import InstallFailed, Release, fetching, mirrors, package_name, release_of
+from qfilexchg.dom0.debian import InstallFailed, Release, mirrors, package_name, reaching, release_of
 
 BOOKWORM = """\
 Packages\tDebian\tmain\tbookworm\thttp://mirror.example/debian/
@@ -69,7 +69,7 @@ Acquire::ForceIPv4 "true";
 Acquire::IndexTargets::deb::Packages::MetaKey "x";
 Acquire::Check-Valid-Until "false";
 """
-    assert [line.split()[0] for line in fetching(dump)] == [
+    assert [line.split()[0] for line in reaching(dump)] == [
         "Acquire::http::Proxy",
         "Acquire::https::CaInfo",
         "Acquire::ForceIPv4",

@@ -1,7 +1,7 @@
 """A Debian system as the image of a disk, made without root.
 
 mmdebstrap makes a tar archive in whatever way the host allows, and fakeroot gives the files of the disk their owners. Packages come
-from the mirrors of the host's own apt, through its proxies. What the host knows of them does not get into the system.
+from the mirrors of the host's own apt, through its proxies. What the host knows of them does not get into a disk.
 """
 
 from __future__ import annotations
@@ -89,28 +89,37 @@ def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Ma
     :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
     """
     archive, root = workshop / "root.tar", Root(workshop / "root", workshop / "owners", 0)
-    include = [f"--include={package}" for package in packages]
     called = [f"--{stage}-hook={program}" for stage, program in hooks.items()]
-    settings = workshop / "apt.conf"
-    settings.write_text("".join(f"{line}\n" for line in fetching(_apt("apt-config", "dump", "Acquire"))), encoding="utf-8")
-    if os.geteuid() == 0:  # else mmdebstrap reads it as another user
-        settings.chmod(0o600)
     # Before the other hooks, which may put files of their own there.
     forget = f"--customize-hook=cd \"$1\" && rm -f {' '.join(_OF_THE_HOST)}"
-    command = ("mmdebstrap", "--variant=minbase", *include, forget, *called, f"--aptopt={settings}")
-    lines = _mirrors(release)
-    try:
-        _run(*command, release.value, str(archive), *lines, env=environment)
-    except ProgramFailed as error:
-        if error.status is None:  # it was too slow, which it cannot have said
-            raise
-        raise InstallFailed(release, lines) from error
-    settings.unlink()
+    pack(archive, release, packages, forget, *called, environment=environment)
     root.folder.mkdir()
     _run("fakeroot", "-s", str(root.owners), "--", "tar", "-C", str(root.folder), "-xf", str(archive))
     size_bytes = archive.stat().st_size
     archive.unlink()
     return Root(root.folder, root.owners, size_bytes)
+
+
+def pack(archive: Path, release: Release, packages: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> None:
+    """Make ``archive``, a tar file of a system with ``packages`` and all they need. It knows the host's mirrors and proxies.
+
+    ``options`` are further ones of mmdebstrap. Raises :exc:`InstallFailed`, :exc:`~qfilexchg.dom0.programs.ProgramMissing` or, when it takes
+    too long, :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
+    """
+    include = [f"--include={package}" for package in packages]
+    settings = archive.with_suffix(".conf")
+    settings.write_text("".join(f"{line}\n" for line in fetching()), encoding="utf-8")
+    if os.geteuid() == 0:  # else mmdebstrap reads it as another user
+        settings.chmod(0o600)
+    lines = mirror_lines(release)
+    command = ("mmdebstrap", "--variant=minbase", *include, f"--aptopt={settings}", *options, release.value, str(archive), *lines)
+    try:
+        _run(*command, env=environment)
+    except ProgramFailed as error:
+        if error.status is None:  # it was killed, which it cannot have said
+            raise
+        raise InstallFailed(release, lines) from error
+    settings.unlink()
 
 
 def versions(root: Root) -> str:
@@ -126,7 +135,7 @@ def make_disk(root: Root, image: Path, size_bytes: int, options: Sequence[str]) 
     _run("fakeroot", "-i", str(root.owners), "--", *ext4, str(image), f"{size_bytes >> 10}k")
 
 
-def _mirrors(release: Release) -> list[str]:
+def mirror_lines(release: Release) -> list[str]:
     """Return the lines for sources.list that give ``release`` by the host's mirrors, or none: then mmdebstrap's own are used."""
     shown = "\t".join(f"$({field})" for field in _FIELDS)
     return list(mirrors(_apt("apt-get", "indextargets", "--format", shown), release))
@@ -148,7 +157,12 @@ def mirrors(targets: str, release: Release) -> Iterator[str]:
         yield from found
 
 
-def fetching(settings: str) -> Iterator[str]:
+def fetching() -> list[str]:
+    """Return the host's settings of apt that say how to reach a mirror."""
+    return list(reaching(_apt("apt-config", "dump", "Acquire")))
+
+
+def reaching(settings: str) -> Iterator[str]:
     """Yield those of the host's ``settings``, as apt-config(8) dumps them, that say how to reach a mirror."""
     yield from (line for line in settings.splitlines() if line.lower().startswith(_FETCHING))
 
