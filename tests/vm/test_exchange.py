@@ -73,6 +73,20 @@ class TestCopy:
         personal.output("umount", "/mnt/incoming")
         work.output("rm", "-rf", "arrives")
 
+    def test_an_archive_keeps_what_a_pendrive_cannot(self, lab: Lab, work: Vm, personal: Vm) -> None:
+        rule(lab, "work personal allow")
+        make = 'mkdir -m 750 "a: b" && cd "a: b" && echo kept >"?" && chmod 4751 "?" && ln -s "?" link && touch -d @1.5 "?"'
+        work.output("sh", "-c", make)
+        status, said = ended(lab.popen("qvm-run", "work", "qvm-copy-to-vm", "--archive", "personal", "a: b"))
+        assert status == 0, said
+        assert personal.run("sh", "-c", WAIT_MOUNTED).returncode == 0
+        look = "find 'a: b' -printf '%M %l %p\\n' | sort; cat 'a: b/link'; stat -c %.Y 'a: b/?'"
+        there = personal.output("sh", "-c", f"tar -xpf /mnt/incoming/files.tar && {look}")
+        assert there == work.output("sh", "-c", look) and "-rwsr-x--x" in there and "kept\n1.500000000\n" in there
+        personal.output("umount", "/mnt/incoming")
+        for vm in (work, personal):
+            vm.output("rm", "-r", "a: b")
+
     def test_the_volume_carries_the_senders_name_and_nothing_on_it_can_run(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         assert ended(sending(work, "personal"))[0] == 0
