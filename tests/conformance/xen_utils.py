@@ -11,21 +11,23 @@ from pathlib import Path
 
 from qfilexchg.dom0.home import Home
 
-PACKAGE = "xen-utils-4.17"
 DOWNLOAD_TIMEOUT_S = 300
 UNPACK_TIMEOUT_S = 60
 
 
 def program() -> Path:
-    """The program; downloaded unless the cache has it. Needs the libraries that come with the package xenstore-utils."""
+    """The program; downloaded unless the cache has it. Needs the libraries that come with the package xenstore-utils, and fits them."""
     cache = Home.from_environment().cache
-    unpacked = cache / PACKAGE
+    query = ("dpkg-query", "--show", "--showformat=${source:Upstream-Version}", "xenstore-utils")
+    version = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    package_name = f"xen-utils-{'.'.join(version.split('.')[:2])}"
+    unpacked = cache / package_name
     if not unpacked.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as name:
             folder = Path(name)
             subprocess.run(
-                ["apt-get", "download", "--", PACKAGE], cwd=folder, check=True, timeout=DOWNLOAD_TIMEOUT_S, stdout=subprocess.DEVNULL
+                ["apt-get", "download", "--", package_name], cwd=folder, check=True, timeout=DOWNLOAD_TIMEOUT_S, stdout=subprocess.DEVNULL
             )
             [package] = folder.glob("*.deb")
             subprocess.run(["dpkg-deb", "--extract", "--", package, folder / "root"], check=True, timeout=UNPACK_TIMEOUT_S)
