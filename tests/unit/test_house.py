@@ -71,6 +71,8 @@ IMPURE = {"asyncio", "socket", "subprocess", "time", "random", "secrets", "threa
 OTHERS_PYTHON = {
     "tests/conformance/test_packages.py",  # pip
     "tests/desktop/vm_tools.py",  # windows, whose warnings are PyGObject's
+    "tests/other_release/__main__.py",  # pytest
+    "tests/other_release/trees.py",  # pip
     "tests/tiers.py",  # pytest, and what makes machines with Debian's programs
     "tests/unit/test_house.py",  # the linters
 }

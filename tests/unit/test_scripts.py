@@ -108,7 +108,7 @@ def test_quickstart_asks_for_yes_where_there_is_no_terminal_before_it_does_anyth
     assert "use --yes" in done.stderr
 
 
-@pytest.mark.parametrize(("script", "options"), [("quickstart", ("--yes", "--keep")), ("test", ("--fast",))])
+@pytest.mark.parametrize(("script", "options"), [("quickstart", ("--yes", "--keep")), ("test", ("--fast", "--other-release"))])
 def test_the_scripts_have_a_help(script: str, options: tuple[str, ...]) -> None:
     done = subprocess.run([TOP / script, "--help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: ./") and all(option in done.stdout for option in options)

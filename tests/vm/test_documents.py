@@ -137,6 +137,7 @@ def _tidy(lab: Lab) -> Iterator[None]:
 
 
 class TestRoundTrip:
+    @pytest.mark.other_release
     def test_an_edit_comes_back_whole_and_the_vm_is_gone(self, lab: Lab, work: Vm) -> None:
         status, said, text = edit(work, "append\n")
         assert (status, bool(re.fullmatch(r"append\nedited in disp\d+\n", text))) == (0, True), (said, text)
@@ -250,6 +251,7 @@ class TestRoundTrip:
         nothing_is_left(lab)
         assert (work.output("ls", "-A", ".dvm"), read(work, "letter.txt")) == (before, "forever\n")
 
+    @pytest.mark.other_release
     def test_a_shutdown_of_the_disposablevm_returns_the_edit(self, lab: Lab, work: Vm) -> None:
         write(work, "letter.txt", "forever\n")
         process = opening(work, "letter.txt")
@@ -320,6 +322,7 @@ class TestOriginal:
 
 
 class TestIdentity:
+    @pytest.mark.other_release
     def test_two_from_one_savefile_are_two_vms(self, lab: Lab, work: Vm) -> None:
         for number in range(2):
             write(work, f"{number}.txt", "forever\n")
@@ -547,6 +550,7 @@ class TestRestartedDaemon:
         assert status == 0 and "edited in disp" in read(work, "letter.txt"), said
         nothing_is_left(lab)
 
+    @pytest.mark.other_release
     def test_while_it_is_open(self, lab: Lab, work: Vm) -> None:
         write(work, "letter.txt", "wait\n")
         process = opening(work, "letter.txt")
@@ -692,6 +696,7 @@ class TestSavefile:
         finally:
             lab.succeed("qvm-create-default-dvm", "--default-template", EDITOR)
 
+    @pytest.mark.other_release
     def test_qubes_restore_makes_one_by_hand(self, lab: Lab) -> None:
         name = lab.succeed("qubes_restore", lab.home.current_savefile, "--asker", "work").decode().strip()
         vm = Vm(lab, VmName.parse(name))

@@ -52,6 +52,7 @@ def _tidy(lab: Lab) -> Iterator[None]:
 
 
 class TestCopy:
+    @pytest.mark.other_release
     def test_a_tree_of_files_arrives_byte_for_byte(self, lab: Lab, work: Vm, personal: Vm) -> None:
         source = Path(tree.__file__).read_bytes()
         done = work.run("python3", "-", "arrives", input=source)
@@ -73,6 +74,7 @@ class TestCopy:
         personal.output("umount", "/mnt/incoming")
         work.output("rm", "-rf", "arrives")
 
+    @pytest.mark.other_release
     def test_an_archive_keeps_what_a_pendrive_cannot(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         make = 'mkdir -m 750 "a: b" && cd "a: b" && echo kept >"?" && chmod 4751 "?" && ln -s "?" link && touch -d @1.5 "?"'
@@ -190,6 +192,7 @@ class TestTerminalAgent:
         yield terminal
         terminal.close()
 
+    @pytest.mark.other_release
     def test_yes_lets_the_files_go(self, terminal: Terminal, work: Vm, personal: Vm) -> None:
         copying = sending(work, "personal")
         question = terminal.wait_for("[y/N]")
@@ -384,6 +387,7 @@ class TestDeaths:
         assert status == 1 and "could not take" in said, said
         spool_is_empty(lab)
 
+    @pytest.mark.other_release
     def test_the_receiver_dies_with_the_pendrive_and_nothing_is_left(self, lab: Lab, work: Vm, personal: Vm) -> None:
         rule(lab, "work personal allow")
         assert ended(sending(work, "personal"))[0] == 0
@@ -407,6 +411,7 @@ class TestRestartedDaemon:
         assert list(receive(personal)) == ["letter.txt"]
         spool_is_empty(lab)
 
+    @pytest.mark.other_release
     @pytest.mark.parametrize("stopped", ["work", "personal"])
     def test_a_transfer_under_way_is_finished(self, lab: Lab, work: Vm, personal: Vm, stopped: str) -> None:
         rule(lab, "work personal allow")

@@ -73,6 +73,7 @@ class TestRunning:
             running.communicate(timeout=DEADLINE_S)
             assert running.returncode == 0
 
+    @pytest.mark.other_release
     def test_the_console_is_a_shell_on_a_terminal(self, work: Vm) -> None:
         pid, terminal = pty.fork()
         if pid == 0:
@@ -147,6 +148,7 @@ class TestTheMachine:
         assert work.run("sh", "-c", "exec 3<>/dev/virtio-ports/org.qubes.xenstore.1").returncode == 0
         assert work.run("sh", "-c", "exec 3<>/dev/vda").returncode != 0
 
+    @pytest.mark.other_release
     def test_home_is_kept_and_the_rest_is_not(self, fresh_vm: Vm) -> None:
         fresh_vm.output("sh", "-c", "echo kept > /home/user/file")
         fresh_vm.output("sh", "-c", "echo lost > /etc/file", user="root")
@@ -197,6 +199,7 @@ def _directory(environment: dict[str, str], path: str) -> list[str]:
 
 
 class TestPendrives:
+    @pytest.mark.other_release
     def test_a_pendrive_is_there_until_it_is_detached_and_both_may_be_repeated(self, work: Vm, tmp_path: Path) -> None:
         image = tmp_path / "image"
         _sparse(image)
@@ -272,6 +275,7 @@ def _sparse(image: Path) -> None:
         file.truncate(64 << 20)
 
 
+@pytest.mark.other_release
 def test_down_leaves_no_process_and_everything_starts_again(lab_of_its_own: Lab) -> None:
     lab = lab_of_its_own
     vm = lab.vm("work")
