@@ -103,8 +103,8 @@ def install(workshop: Path, release: Release, packages: Sequence[str], hooks: Ma
 def pack(archive: Path, release: Release, packages: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> None:
     """Make ``archive``, a tar file of a system with ``packages`` and all they need. It knows the host's mirrors and proxies.
 
-    ``options`` are further ones of mmdebstrap. Raises :exc:`InstallFailed`, :exc:`~qfilexchg.dom0.programs.ProgramMissing` or, when it takes
-    too long, :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
+    ``options`` are further ones of mmdebstrap. Raises :exc:`InstallFailed`, :exc:`~qfilexchg.dom0.programs.ProgramMissing` or, when it
+    takes too long, :exc:`~qfilexchg.dom0.programs.ProgramFailed`.
     """
     include = [f"--include={package}" for package in packages]
     settings = archive.with_suffix(".conf")
