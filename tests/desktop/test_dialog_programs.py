@@ -21,6 +21,17 @@ def is_shown(desk: Desk) -> bool:
     return any(widget.name.startswith(HEADING) for widget in desk.look())
 
 
+def presses_allow(desk: Desk) -> None:
+    """By the mouse; by the keyboard where a program does not tell where its buttons are, as those of GTK 4 do not."""
+    allow = desk.sees("Allow", "push button")
+    if allow.place[:2] != (0, 0):
+        desk.click(allow)
+    else:
+        desk.press("Tab")
+        desk.sees("Allow", "push button", "FOCUSED")
+        desk.press("space")
+
+
 @PROGRAMS
 def test_enter_and_escape_are_no(desk: Desk, start: Start, program: str) -> None:
     agent = start("--by", program)
@@ -41,7 +52,7 @@ def test_a_click_on_allow_is_a_yes_but_not_in_the_first_second(desk: Desk, start
         began_s = time.monotonic()
         agent.say(replace(QUESTION, id=number))
         desk.sees("Deny", "push button", "FOCUSED")
-        desk.click(desk.sees("Allow", "push button"))
+        presses_allow(desk)
         answer = agent.hears()
         if time.monotonic() - began_s < FOCUS_S:  # else this machine is too slow for a person's second: that was no test
             break
@@ -49,7 +60,7 @@ def test_a_click_on_allow_is_a_yes_but_not_in_the_first_second(desk: Desk, start
     agent.say(replace(QUESTION, id=1000))
     desk.sees("Deny", "push button", "FOCUSED")
     desk.waits(FOCUS_S)
-    desk.click(desk.sees("Allow", "push button"))
+    presses_allow(desk)
     assert agent.hears() == Answer(1000, True)
 
 
