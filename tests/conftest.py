@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("whatever the load", deadline=None)
+hypothesis.settings.load_profile("whatever the load")
 
 ASYNC_TEST_DEADLINE_S = 60
 """Far above what any such test takes: it only turns a hang into a failure that shows where."""
