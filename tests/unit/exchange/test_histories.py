@@ -257,4 +257,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestHistories.settings = settings(max_examples=120, stateful_step_count=60)

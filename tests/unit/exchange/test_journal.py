@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import qfilexchg
@@ -62,7 +62,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
 
 
-@settings(deadline=None)
 @given(st.lists(entries | st.sampled_from(["0a", "0b", "0c"]).map(PendriveId), max_size=12))
 def test_it_knows_what_a_dictionary_would_and_still_does_after_a_restart(calls: list[Entry | PendriveId]) -> None:
     model: dict[str, Entry] = {}
@@ -82,7 +81,6 @@ def test_it_knows_what_a_dictionary_would_and_still_does_after_a_restart(calls: 
             assert journal.entries() == list(model.values())
 
 
-@settings(deadline=None)
 @given(st.lists(documents | st.integers(1, 3).map(lambda number: vm(number, "disp").id), max_size=12))
 def test_it_knows_the_disposable_vms_as_a_dictionary_would(calls: list[Document | VmId]) -> None:
     model: dict[VmId, Document] = {}

@@ -62,7 +62,7 @@ def read(device: str, target: Path) -> tuple[Header, bytes]:
 SIZES = [0, 1, 511, 512, 1023, 1024, 3072, 3073, MIB - 1025, MIB - 1024, MIB - 1023, MIB, 2 * MIB - 1024, 2 * MIB - 1023, 3 * MIB]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 3 * MIB), st.sampled_from(FOLDERS))
 @example(0, FOLDERS[0])
 def test_what_is_written_is_read(size_bytes: int, folder: str) -> None:

@@ -471,7 +471,7 @@ class TestThePendrive:
         assert home.file.read_bytes() == SENT
         assert home.names() == {"report.pdf"}
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.binary(max_size=3000))
     def test_whatever_is_on_it_nothing_but_the_document_changes(self, data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
         home = Home(tmp_path_factory.mktemp("home"))

@@ -188,7 +188,7 @@ def test_the_pendrive_grows_with_what_is_found(tmp_path: Path) -> None:
     assert 3 << 30 < look(tmp_path / "small", tmp_path / "large").pendrive_bytes() < 3.1 * 2**30
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(names=st.sets(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), max_size=8))
 def test_every_name_is_either_sent_or_a_problem(names: set[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("names")

@@ -190,4 +190,4 @@ def carried_out(keys: Keys, op: int, path: str, value: str) -> str:
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestHistories.settings = settings(max_examples=40, stateful_step_count=30)

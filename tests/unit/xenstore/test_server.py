@@ -281,7 +281,7 @@ class TestHostilePeers:
         serving(body)
 
     @given(st.lists(st.binary(max_size=60) | st.builds(Packet, st.integers(0, 24), st.binary(max_size=40)).map(Packet.encode), max_size=8))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_any_bytes_leave_the_server_up_and_others_alone(self, pieces: list[bytes]) -> None:
         async def body(folder: Path) -> None:
             dom0 = await Peer.dom0(folder)
