@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qfilexchg.dom0.debian import Release
 from qfilexchg.dom0.vms.collection import Collection, Kind, Label, NameTaken, NoSuchVm
 from qfilexchg.protocol.names import DOMAIN_ID_MAX, DomainId, VmName
 
@@ -22,6 +23,12 @@ def test_what_is_added_is_there_for_the_next_program_too(collection: Collection,
     added = collection.add(WORK, Label.BLUE, 512)
     assert Collection(tmp_path / "collection.sqlite").get(WORK) == added
     assert (added.kind, added.label, added.memory_mib) == (Kind.APP, Label.BLUE, 512)
+
+
+@pytest.mark.parametrize("release", [None, *Release])
+def test_a_vm_keeps_the_release_that_it_was_made_with(collection: Collection, release: Release | None) -> None:
+    collection.add(WORK, Label.BLUE, 512, release)
+    assert collection.get(WORK).release is release
 
 
 def test_a_name_is_found_and_taken_in_any_case(collection: Collection) -> None:
@@ -111,4 +118,4 @@ def test_a_collection_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
         database.execute("INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?)", row)
         database.commit()
     found = Collection(file).get(WORK)
-    assert (found.label, found.asker, found.preloaded) == (Label.GREEN, None, False)
+    assert (found.label, found.asker, found.preloaded, found.release) == (Label.GREEN, None, False, None)
