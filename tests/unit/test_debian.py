@@ -43,7 +43,7 @@ def test_the_mirrors_of_the_host_serve_another_release_too() -> None:
         "Packages\tDebian\tmain\tbookworm\tfile:/srv/mirror/",
         "Translations\tDebian\tmain\tbookworm\thttp://other.example/",
         "Packages\t$(ORIGIN)\tmain\t$(CODENAME)\thttp://other.example/",
-        "non\tsense",
+        "nonsense",
     ],
     ids=["another's", "not main", "another release", "a disc", "a folder", "no packages", "never fetched", "nonsense"],
 )

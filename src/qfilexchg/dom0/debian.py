@@ -150,9 +150,9 @@ def mirrors(targets: str, release: Release) -> Iterator[str]:
     suites = {f"{known.value}{pocket}": pocket for known in Release for pocket in _POCKETS}
     found = {}
     for line in targets.splitlines():
-        *kind, codename, uri = line.split("\t")
-        if kind == ["Packages", "Debian", "main"] and codename in suites and uri.startswith(_SCHEMES):
-            found[f"deb {uri} {release.value}{suites[codename]} main"] = suites[codename]
+        match line.split("\t"):
+            case ["Packages", "Debian", "main", codename, uri] if codename in suites and uri.startswith(_SCHEMES):
+                found[f"deb {uri} {release.value}{suites[codename]} main"] = suites[codename]
     if {"", "-security"} <= set(found.values()):
         yield from found
 
